@@ -1,0 +1,47 @@
+"""Run a function on ranked processes together: a concurrent.futures.Executor whose task is a gang.
+
+The map of the house, from the top down (imports run downwards only):
+
+    executor            RankedExecutor: submit, map, options, shutdown
+    _shared, _map       what several executors share; lazy iterators
+    _gang.run           one call from preparation to result, here (caller is a rank) or apart
+    _gang               one gang: its picture is in that package's docstring
+    launchers           what starts children: protocols; local: this host's; _guardian: their end
+    contexts, _torch    TorchDDPCtx; what it asks of torch
+    _settings, _slots   checked arguments; which devices are free
+    _future, errors     what a submit returns, and what may come out of it
+"""
+
+from rankexec._gang.call import Died, Raised, RankInfo, Returned
+from rankexec.contexts import TorchDDPCtx
+from rankexec.errors import (
+    GangTimeout,
+    LauncherDied,
+    NotShippable,
+    PreloadError,
+    RankDied,
+    RankExecError,
+    RankRaised,
+)
+from rankexec.executor import RankedExecutor, RankedFuture
+from rankexec.launchers.local import LocalLauncher
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "Died",
+    "GangTimeout",
+    "LauncherDied",
+    "LocalLauncher",
+    "NotShippable",
+    "PreloadError",
+    "Raised",
+    "RankDied",
+    "RankExecError",
+    "RankInfo",
+    "RankRaised",
+    "RankedExecutor",
+    "RankedFuture",
+    "Returned",
+    "TorchDDPCtx",
+)

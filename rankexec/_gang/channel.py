@@ -1,0 +1,62 @@
+"""The connection between the caller and a rank.
+
+Everything that goes over it is one small message (a single write, so that nobody waits for the
+second half of a message from a stopped process) and, if there is more to say, one file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import weakref
+from typing import Any, ClassVar
+
+from multiprocess import reduction
+from multiprocess.connection import Connection
+
+from rankexec._gang.wire import Packed
+
+__all__ = ("Channel",)
+
+
+class Channel:
+    """One end of a connection between the caller and a rank: small messages, files beside them."""
+
+    _open: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        Channel._open.add(self)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()  # type: ignore[no-any-return]  # untyped there
+
+    def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
+        """Send one message. `details` are plain values; everything of the user's is packed."""
+        fd = packed.fd if packed else None
+        carried = packed and Packed(packed.stream, packed.sections)
+        self._connection.send_bytes(pickle.dumps((kind, details, carried, fd is not None)))
+        if fd is not None:
+            reduction.send_handle(self._connection, fd, None)
+
+    def receive(self) -> tuple[str, Any, Packed | None]:
+        """Return the next message's kind, details and payload. Raises EOFError at the end."""
+        kind, details, packed, has_file = pickle.loads(self._connection.recv_bytes())
+        if has_file:
+            try:
+                packed.fd = reduction.recv_handle(self._connection)
+            except RuntimeError as error:  # the sender died between message and file
+                raise EOFError from error
+        return kind, details, packed
+
+    def poll(self) -> bool:
+        """Return whether a message (or the end) is there."""
+        return self._connection.poll(0)  # type: ignore[no-any-return]  # untyped there
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close every channel of this process (after a fork that should not hold them)."""
+        for channel in list(cls._open):
+            channel.close()

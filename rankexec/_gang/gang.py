@@ -1,0 +1,248 @@
+"""One gang, seen from its supervising thread: start, run, settle, end.
+
+Other threads talk to it by `report`, `left` and `end`, which wake it. It never runs code of the
+user's: no unpickling of results, no callbacks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rankexec._gang import reap
+from rankexec._gang.call import Died, Outcome, Raised, Returned
+from rankexec._gang.caller import CallerRank, GangEnded
+from rankexec._gang.interrupts import Interrupts
+from rankexec._gang.loop import Loop
+from rankexec._gang.members import Member
+from rankexec._gang.outcomes import Outcomes, describe
+from rankexec._gang.output import OutputReader
+from rankexec._gang.plan import Plan
+from rankexec._gang.wire import Packed, unpack
+from rankexec.errors import GangTimeout, LauncherDied
+from rankexec.launchers import Ended, Started
+
+__all__ = ("Gang",)
+
+
+class Gang:
+    """All ranks of one call.
+
+    Attributes, to be read when it is settled:
+        verdict: why the gang was ended, if it was not by an outcome of its ranks.
+        cause: the first failure of a rank.
+        by_rank: every rank's outcome, as it was when the gang was settled.
+        values: what the children returned, still packed; who takes them closes them.
+        caller_value: what the caller's rank returned.
+    """
+
+    def __init__(self, plan: Plan, interrupts: Interrupts, rank: CallerRank | None) -> None:
+        self.go = threading.Event()  # the caller's rank may begin, or is no longer wanted
+        self.settled = threading.Event()
+        self.verdict: BaseException | None = None
+        self.cause: Raised | Died | None = None
+        self.by_rank: list[Outcome | None] = []
+        self.values: dict[int, Packed] = {}
+        self.caller_value: Any = None
+        self._plan = plan
+        self._place = -1 if plan.caller_rank is None else plan.caller_rank
+        self._interrupts = interrupts
+        self._rank = rank
+        self._outcomes = Outcomes(len(plan.seats))
+        self._members: dict[int, Member] = {}
+        self._loop = Loop()
+        self._deadline = None if plan.timeout is None else time.monotonic() + plan.timeout
+
+    # --- for other threads ---
+
+    def end(self, why: BaseException) -> None:
+        """End the gang; `why` is what became of it, unless it was settled before."""
+        self._loop.tell(partial(self._give_verdict, why))
+
+    def report(self, error: BaseException | None, value: Any) -> None:
+        """Take the outcome of the caller's own rank, from inside its context."""
+        if isinstance(error, GangEnded):  # we raised it; the cause lies elsewhere
+            return
+        now = time.monotonic()
+        if error is None:
+            self.caller_value = value
+            outcome: Outcome = Returned(self._place, now)
+        else:
+            outcome = describe(self._place, now, error)
+        self._loop.tell(partial(self._take, outcome))
+
+    def left(self, error: BaseException | None) -> None:
+        """Take it that the caller's rank has left its context, and what that raised."""
+        if error is not None:
+            self._loop.tell(partial(self._take, describe(self._place, time.monotonic(), error)))
+        self._loop.tell(partial(self._outcomes.left, self._place))
+
+    # --- the supervising thread ---
+
+    def supervise(self) -> None:
+        """Run the gang until it is settled; a failed one is dead by then, its caller's rank too."""
+        try:
+            self._start()
+            self._serve(lambda: all(member.ready for member in self._members.values()))
+            if not self._over():
+                self._let_go()
+                self._serve(lambda: False)
+            if isinstance(self.verdict, GangTimeout):
+                self._add_stacks()
+        except BaseException as error:  # whatever it is, the gang must end and its caller be told
+            self.verdict = self.verdict or error
+        self.cause, self.by_rank = self._outcomes.cause(), list(self._outcomes.by_rank)
+        try:
+            if self.verdict is not None or self.cause is not None:
+                self._end()
+            self._close_side()
+            for member in self._members.values():
+                member.send("leave")
+            self._loop.ignore(self._interrupts.descriptor)
+        finally:
+            self.settled.set()
+
+    def reap(self) -> None:
+        """Wait until no process of the gang is left, and close what it held."""
+        reap.reap(self._loop, self._members)
+
+    def _start(self) -> None:
+        plan = self._plan
+        if self._interrupts.descriptor is not None:
+            self._loop.watch(self._interrupts.descriptor, self._on_interrupt)
+        seats = [seat for seat in plan.seats if seat.rank != plan.caller_rank]
+        environments = [plan.environments[seat.rank] for seat in seats]
+        children = plan.launcher.start(seats, environments, plan.preparation)
+        for seat, child in zip(seats, children, strict=True):
+            member = Member(child, plan.infos[seat.rank], plan.prefix(seat.rank), plan.output)
+            self._members[seat.rank] = member
+            wants_value = plan.gather or seat.rank == 0
+            member.send("call", (seat, plan.imports, wants_value), plan.packed)
+            self._loop.watch(child.channel, partial(self._on_message, member))
+            self._loop.watch(child, partial(self._on_news, member))
+            for reader in (member.stdout, member.stderr):
+                self._loop.watch(reader, partial(self._on_output, reader))
+
+    def _let_go(self) -> None:
+        for member in self._members.values():
+            member.send("go")
+        self.go.set()
+
+    def _serve(self, until: Callable[[], bool]) -> None:
+        """Handle what happens until `until`, or until the gang is over."""
+        while not (until() or self._over()):
+            limits = [t for t in (self._deadline, self._outcomes.settled_at()) if t is not None]
+            self._loop.handle(min(limits, default=None))
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self._give_verdict(GangTimeout(self._plan.timeout or 0.0, {}))
+
+    def _over(self) -> bool:
+        return self.verdict is not None or self._outcomes.settled(time.monotonic())
+
+    def _give_verdict(self, why: BaseException) -> None:
+        if not self._over():
+            self.verdict = why
+
+    def _take(self, outcome: Outcome) -> None:
+        self._outcomes.report(outcome, time.monotonic())
+
+    # --- what happens ---
+
+    def _on_interrupt(self) -> None:
+        if self._interrupts.arrived():
+            self._give_verdict(KeyboardInterrupt())
+
+    def _on_output(self, reader: OutputReader) -> None:
+        if not reader.drain():
+            self._loop.ignore(reader)
+
+    def _on_message(self, member: Member) -> None:
+        message = member.receive()
+        if message is None:
+            self._loop.ignore(member.child.channel)
+            return
+        kind, details, packed = message
+        if kind == "ready":
+            member.ready = True
+            member.note(details)
+        elif kind == "returned":
+            when, info = details
+            member.note(info)
+            if packed is not None:
+                self.values[member.info.rank] = packed
+            self._take(Returned(member.info.rank, when))
+        elif kind == "raised" and packed is not None:
+            member.note(details)
+            self._take_raised(packed)
+        elif kind == "left":
+            member.note(details)
+            if packed is not None:
+                self._take_raised(packed)
+            member.read_output()
+            self._outcomes.left(member.info.rank)
+
+    def _take_raised(self, packed: Packed) -> None:
+        raised, inner = unpack(packed)  # plain text; the exception itself stays packed
+        packed.close()
+        raised.exception = inner
+        self._take(raised)
+
+    def _on_news(self, member: Member) -> None:
+        try:
+            news = member.child.news()
+        except Exception as error:  # it could not be started
+            self._give_verdict(error)
+            self._outcomes.left(member.info.rank)
+            member.ended = True
+            self._loop.ignore(member.child)
+            return
+        for item in news:
+            if isinstance(item, Started):
+                member.info.pid = item.pid
+                member.info.started = item.when
+            else:
+                self._on_end(member, item)
+
+    def _on_end(self, member: Member, item: Ended) -> None:
+        # Its last words first: they may be lying in the channel.
+        while self._loop.watches(member.child.channel):
+            self._on_message(member)
+        self._loop.ignore(member.child)
+        member.read_output()
+        member.end(item)
+        info = member.info
+        if self._outcomes.has_left(info.rank):
+            return
+        if item.exitcode is None:
+            self._give_verdict(LauncherDied(info.rank, info.pid))
+        else:
+            place = (info.pid or 0, info.host, item.exitcode)
+            self._take(Died(info.rank, item.when, *place, member.stderr.tail()))
+        self._outcomes.left(info.rank)
+
+    # --- ending it ---
+
+    def _end(self) -> None:
+        """End every rank that is left; the peers first, which frees the caller's collective."""
+        reap.kill(self._members)
+        self._close_side()
+        if self._rank is not None:
+            self._rank.break_out()
+            self.go.set()
+            reap.break_out(self._loop, self._rank, self._place, self._outcomes)
+        reap.wait(self._loop, self._members)
+
+    def _close_side(self) -> None:
+        try:
+            self._plan.side.close()
+        except BaseException as error:  # the context's own caller side; the user is to see it
+            self.verdict = self.verdict or error
+
+    def _add_stacks(self) -> None:
+        stacks = reap.collect_stacks(self._loop, self._members)
+        if self._rank is not None:
+            stacks[self._place] = self._rank.stack()
+        self.verdict = GangTimeout(self._plan.timeout or 0.0, stacks)

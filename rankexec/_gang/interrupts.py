@@ -1,0 +1,94 @@
+"""Ctrl-C while the main thread is a rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ("Interrupts",)
+
+
+class Interrupts:
+    """SIGINT while a gang of the main thread runs: it ends the gang at once, even in C code.
+
+    Python runs a signal's handler only between bytecodes, so a thread in a gloo collective would
+    not see it. The wakeup descriptor is written to by C: the supervising thread reads it and ends
+    the peers; the collective fails, and the handler raises KeyboardInterrupt.
+
+    Stands only in the main thread, and only in place of the handlers of Python, asyncio (which
+    merely cancels a task) and IPython: a user's own handler stays.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+        self.pending = False
+        self._raising = False
+        self._previous_fd = -1
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread() or not _is_common_handler():
+            yield
+            return
+        reader, writer = socket.socketpair()
+        previous = signal.getsignal(signal.SIGINT)
+        with reader, writer:
+            for end in (reader, writer):
+                end.setblocking(False)
+            self.descriptor = reader.fileno()
+            signal.signal(signal.SIGINT, self._on_sigint)
+            self._previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(self._previous_fd)
+                signal.signal(signal.SIGINT, previous)
+
+    def arrived(self) -> bool:
+        """Read what woke us; pass other signals on to whoever listened before. True for SIGINT."""
+        try:
+            numbers = os.read(self.descriptor, 4096) if self.descriptor is not None else b""
+        except BlockingIOError:
+            return False
+        ours = bytes([signal.SIGINT])
+        others = numbers.replace(ours, b"") if self.descriptor is not None else b""
+        if others and self._previous_fd >= 0:
+            with contextlib.suppress(OSError):  # its reader is behind; it has been woken
+                os.write(self._previous_fd, others)
+        return ours in numbers
+
+    def allow(self) -> None:
+        """From here on raise KeyboardInterrupt in the main thread, once."""
+        self._raising = True
+        if self.pending:
+            self._raise_once()
+
+    def defer(self) -> None:
+        """From here on only note an interrupt: the clean-up must not be torn apart."""
+        self._raising = False
+
+    def _on_sigint(self, _number: int, _frame: FrameType | None) -> None:
+        self.pending = True
+        self._raise_once()
+
+    def _raise_once(self) -> None:
+        # A second one could come while the first is being handled, and nothing is missed: the gang
+        # is being ended, and `pending` makes KeyboardInterrupt come out of submit.
+        if self._raising:
+            self._raising = False
+            raise KeyboardInterrupt
+
+
+def _is_common_handler() -> bool:
+    handler: Any = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        return True
+    module = getattr(getattr(handler, "func", handler), "__module__", None) or ""
+    return module.split(".")[0] in {"asyncio", "IPython", "ipykernel"}

@@ -1,0 +1,82 @@
+"""One child of a gang, as the supervising thread sees it: its process, its pipes, its reports."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from rankexec._gang.call import RankInfo
+from rankexec._gang.output import OutputReader, sink_for
+from rankexec._gang.wire import Packed
+from rankexec.launchers import Child, Ended
+
+__all__ = ("Member",)
+
+_STACKS_LIMIT = 1 << 20
+
+
+class Member:
+    """A child and what the gang reads from it."""
+
+    def __init__(self, child: Child, info: RankInfo, prefix: str, output: Any) -> None:
+        self.child = child
+        self.info = info
+        self.ready = False
+        self.ended = False
+        self.stacks = b""
+        self._closing = ExitStack()
+        sink = sink_for(info.rank, output, self._closing, prefix)
+        self.stdout = OutputReader(child.stdout, "stdout", sink)
+        self.stderr = OutputReader(child.stderr, "stderr", sink)
+        os.set_blocking(child.stacks, False)
+
+    def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
+        """Send a message; a rank that has died says so by its own news."""
+        with suppress(ConnectionError):
+            self.child.channel.send(kind, details, packed)
+
+    def receive(self) -> tuple[str, Any, Packed | None] | None:
+        """Return the next message without waiting, or None if there is no more."""
+        try:
+            if not self.child.channel.poll():
+                return None
+            return self.child.channel.receive()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+
+    def read_output(self) -> None:
+        """Pass on all output that is there, unfinished lines too."""
+        self.stdout.finish()
+        self.stderr.finish()
+
+    def read_stacks(self) -> bool:
+        """Read what `show_stacks` made it write. Returns whether there was anything."""
+        try:
+            data = os.read(self.child.stacks, _STACKS_LIMIT)
+        except BlockingIOError:
+            return False
+        self.stacks += data
+        return bool(data)
+
+    def note(self, theirs: RankInfo) -> None:
+        """Take over the times that the rank itself has measured."""
+        for name in ("ready", "context_entered", "fn_entered", "fn_left", "context_left"):
+            if (value := getattr(theirs, name)) is not None:
+                setattr(self.info, name, value)
+
+    def end(self, ended: Ended) -> None:
+        """Note that the process is gone."""
+        self.ended = True
+        self.info.exitcode = ended.exitcode
+        self.info.peak_memory = ended.peak_memory
+        self.info.reaped = ended.when
+
+    def close(self) -> None:
+        """Close everything that the caller holds of this child. Its process has ended."""
+        self.stdout.close()
+        self.stderr.close()
+        os.close(self.child.stacks)
+        self._closing.close()
+        self.child.close()

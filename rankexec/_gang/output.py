@@ -1,0 +1,133 @@
+"""Ranks' output: whole lines, prefixed, into the caller's own streams."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ("OutputReader", "flush", "sink_for")
+
+TAIL_LINES = 20
+_CHUNK = 64 * 1024
+Sink = Callable[[str, str], None]
+"""Takes the name of a stream ("stdout", "stderr") and one line without its end."""
+
+
+class OutputReader:
+    """Reads one rank's stdout or stderr, a pipe, and passes on whole lines."""
+
+    def __init__(self, fd: int, stream: str, sink: Sink) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._stream = stream
+        self._sink = sink
+        self._partial = b""
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def drain(self) -> bool:
+        """Pass on what is there, without waiting. Returns whether more may come."""
+        # One pass reads at most what a pipe holds: a rank that never stops printing must not keep
+        # the supervising thread from seeing anything else.
+        for _ in range(16):
+            try:
+                data = os.read(self._fd, _CHUNK)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._feed(data)
+        return True
+
+    def tail(self) -> str:
+        """Return the last lines, for an error message."""
+        rest = [self._text(self._partial)] if self._partial else []
+        return "\n".join([*self._tail, *rest][-TAIL_LINES:])
+
+    def finish(self) -> None:
+        """Pass on what is there, and a last line that has no end."""
+        self.drain()
+        if self._partial:
+            self._line(self._partial)
+            self._partial = b""
+
+    def close(self) -> None:
+        """Pass on the rest and close the pipe."""
+        self.finish()
+        os.close(self._fd)
+
+    def _feed(self, data: bytes) -> None:
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(self._partial) > _CHUNK:  # no end of line in sight: do not hoard it
+            self._line(self._partial)
+            self._partial = b""
+
+    def _line(self, raw: bytes) -> None:
+        line = self._text(raw)
+        self._tail.append(line)
+        self._sink(self._stream, line)
+
+    @staticmethod
+    def _text(raw: bytes) -> str:
+        # A progress bar redraws its line with carriage returns; its last state is the line.
+        return raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
+
+
+def sink_for(
+    rank: int, output: Any, stack: contextlib.ExitStack, prefix: str | None = None
+) -> Sink:
+    """Return where the lines of a child go: `output` as RankedExecutor takes it."""
+    if isinstance(output, Path):
+        output.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((output / f"rank{rank}.log").open("a", encoding="utf-8"))
+
+        def to_file(_stream: str, line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        return to_file
+    if output == "caller" or (output != "all" and rank not in output):
+        return lambda _stream, _line: None
+    return _prefixed(rank, f"[rank {rank}] " if prefix is None else prefix)
+
+
+def _prefixed(rank: int, prefix: str) -> Sink:
+    broken = False
+
+    def write(stream: str, line: str) -> None:
+        nonlocal broken
+        target = getattr(sys, stream)
+        if target is None or broken:
+            return
+        try:
+            target.write(f"{prefix}{line}\n")
+            target.flush()
+        except Exception as error:  # the user's stream: it may be closed, or anything at all
+            broken = True
+            warnings.warn(
+                f"the output of rank {rank} is lost: sys.{stream} raised {error!r}",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+
+    return write
+
+
+def flush() -> None:
+    """Flush this process's stdout and stderr, C's buffers too."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
+            stream.flush()
+    with contextlib.suppress(OSError, AttributeError):  # no C library to be found by that way
+        ctypes.CDLL(None).fflush(None)

@@ -1,0 +1,174 @@
+"""Everything about a gang that is decided before its first child starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import psutil
+from multiprocess import spawn
+
+from rankexec._gang.call import Call, RankInfo, Seat
+from rankexec._gang.restore import base_environment
+from rankexec._gang.sockets import reserved_port
+from rankexec._gang.wire import Packed
+from rankexec._settings import Settings
+from rankexec._slots import cpu_count, visible_gpus
+from rankexec.launchers import Launcher
+
+__all__ = ("Plan", "prepare")
+
+
+@dataclass
+class Plan:
+    """What a gang is made from."""
+
+    call: Call
+    packed: Packed | None
+    """The call for the children; None if there are none."""
+    seats: list[Seat]
+    environments: list[dict[str, str]]
+    """By rank, the whole environment."""
+    preparation: dict[str, Any]
+    launcher: Launcher
+    caller_rank: int | None
+    imports: str
+    timeout: float | None
+    output: Any
+    gather: bool
+    infos: list[RankInfo]
+    side: ExitStack
+    """The caller side of the context, and the port. Closed early to free a rank that hangs."""
+
+    def prefix(self, rank: int) -> str:
+        """Return what stands before a child's lines; nothing for rank 0 if all are children."""
+        return "" if self.caller_rank is None and rank == 0 else f"[rank {rank}] "
+
+
+def prepare(
+    call: Call,
+    packed: Packed | None,
+    settings: Settings,
+    devices: list[str] | None,
+    launcher: Launcher,
+    context: AbstractContextManager[Any],
+) -> Plan:
+    """Decide everything, and hold what the gang needs from the caller: a port, a store.
+
+    Args:
+        call: what every rank runs.
+        packed: the same for the children.
+        settings: the executor's.
+        devices: GPUs that were taken for this gang, by rank; None: no GPUs were named.
+        launcher: what will start the children.
+        context: the context manager whose caller side, if it has one, is entered.
+    """
+    with ExitStack() as side:
+        port = side.enter_context(reserved_port())
+        extra: Mapping[str, str | None] = {}
+        if hasattr(context, "caller_side"):
+            entered = context.caller_side(settings.world_size, settings.caller_rank)
+            extra = side.enter_context(entered) or {}
+        base = base_environment()
+        variables = {**_defaults(base, settings.world_size), **extra, **settings.env}
+        # With torch's agent store `env://` would join a store that is not ours.
+        unset = {name for name, value in variables.items() if value is None} | {_AGENT_STORE}
+        base = {name: value for name, value in base.items() if name not in unset}
+        added = {name: value for name, value in variables.items() if value is not None}
+        seats = _seats(settings.world_size, port, added, devices)
+        return Plan(
+            call=call,
+            packed=packed,
+            seats=seats,
+            environments=[_environment(base, seat, devices, settings) for seat in seats],
+            preparation=_preparation(),
+            launcher=launcher,
+            caller_rank=settings.caller_rank,
+            imports=settings.imports,
+            timeout=settings.timeout,
+            output=settings.output,
+            gather=settings.gather is not False,
+            infos=[_info(seat, settings.caller_rank) for seat in seats],
+            side=side.pop_all(),
+        )
+
+
+def _seats(
+    world_size: int, port: int, variables: Mapping[str, str], devices: list[str] | None
+) -> list[Seat]:
+    gpus = visible_gpus() if devices is None else devices
+    return [
+        Seat(
+            rank=rank,
+            world_size=world_size,
+            master_addr="127.0.0.1",
+            master_port=port,
+            local_rank=rank,
+            local_world_size=world_size,
+            device=gpus[rank] if len(gpus) >= world_size else None,
+            variables=variables,
+        )
+        for rank in range(world_size)
+    ]
+
+
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+
+
+def _environment(
+    base: Mapping[str, str], seat: Seat, devices: list[str] | None, settings: Settings
+) -> dict[str, str]:
+    environment = {**base, **seat.environment()}
+    # Not in the caller: CUDA reads it once, and the caller's GPUs would stay hidden.
+    if devices is not None and seat.rank != settings.caller_rank:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return environment
+
+
+def _info(seat: Seat, caller_rank: int | None) -> RankInfo:
+    pid = os.getpid() if seat.rank == caller_rank else None
+    return RankInfo(seat.rank, pid=pid, host=socket.gethostname(), device=seat.device)
+
+
+def _defaults(base: Mapping[str, str], world_size: int) -> dict[str, str | None]:
+    """Return what ranks of a gang on one host want, unless the user has set it."""
+    wanted = {
+        # Where the host name resolves to an outside address, gloo would listen there.
+        "GLOO_SOCKET_IFNAME": _loopback_interface(),
+        "NCCL_SOCKET_IFNAME": _loopback_interface(),
+        "OMP_NUM_THREADS": str(max(1, cpu_count() // world_size)),
+    }
+    return {name: value for name, value in wanted.items() if value and name not in base}
+
+
+@lru_cache(maxsize=1)
+def _loopback_interface() -> str | None:
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == "127.0.0.1" for address in addresses):
+            return name
+    return None
+
+
+def _preparation() -> dict[str, Any]:
+    """Return what a child takes over from this process, but never its `__main__`."""
+    data = spawn.get_preparation_data("rank")
+    for name in ("init_main_from_name", "init_main_from_path"):
+        data.pop(name, None)
+    data["umask"] = _umask()
+    data["authkey"] = bytes(data["authkey"])  # as itself it may only be pickled by multiprocess
+    return data  # type: ignore[no-any-return]  # multiprocess has no types
+
+
+def _umask() -> int:
+    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    umask = os.umask(0o077)  # no way to read it without setting it, if only for a moment
+    os.umask(umask)
+    return umask

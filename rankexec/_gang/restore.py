@@ -1,0 +1,157 @@
+"""The caller's process as it was: one gang at a time in it, and everything put back afterwards.
+
+os.environ, signal handlers, `__main__` and torch's default group belong to the process, so gangs
+with a caller's rank take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rankexec.errors import GangTimeout
+
+__all__ = ("as_before", "base_environment", "restore_environment", "turn")
+
+TURN_WARNING_SECONDS = 10.0
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holder = ""
+
+
+_turn = _Turn()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_turn.__init__)  # type: ignore[misc]  # a fresh lock
+
+
+@contextmanager
+def turn(what: str, timeout: float | None) -> Iterator[None]:
+    """Wait until no other gang has a thread of this process as a rank.
+
+    Warns every 10 s, naming the holder. Raises GangTimeout after `timeout` seconds.
+    """
+    give_up = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = TURN_WARNING_SECONDS if give_up is None else give_up - time.monotonic()
+        if _turn.lock.acquire(timeout=max(0.0, min(TURN_WARNING_SECONDS, left))):
+            break
+        if give_up is not None and time.monotonic() >= give_up:
+            raise GangTimeout(timeout or 0.0, {}, f"get its turn after {_turn.holder}")
+        warnings.warn(
+            f"a gang waits for its turn: {_turn.holder} runs in this process; gangs with a "
+            f"caller_rank run one at a time (caller_rank=None runs them side by side)",
+            RuntimeWarning,
+            stacklevel=_users_level(),
+        )
+    _turn.holder = f"{what} in thread {threading.current_thread().name!r}"
+    try:
+        yield
+    finally:
+        _turn.lock.release()
+
+
+_base: dict[str, str] | None = None
+
+
+def base_environment() -> dict[str, str]:
+    """Return this process's environment without what a gang has put into it."""
+    base = _base
+    return dict(os.environ) if base is None else dict(base)
+
+
+def _users_level() -> int:
+    """Return the `stacklevel` of the line outside this package that waits."""
+    here = os.path.dirname(os.path.dirname(__file__))
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(here) or frame.f_globals.get("__name__") == "contextlib"
+    ):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Put back what a rank changes in its process, and only that.
+
+    Setting every signal handler again would remove faulthandler's, which Python cannot see.
+    """
+    global _base  # noqa: PLW0603  # the turn makes it one writer at a time
+    environment = _base = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    main = sys.modules["__main__"]
+    with contextlib.suppress(OSError):  # the directory may be gone
+        cwd: str | None = None
+        cwd = os.getcwd()
+    group, device = _torch_state()
+    groups_made = _groups_made()
+    try:
+        yield
+    finally:
+        restore_environment(environment)
+        _base = None
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+        sys.modules["__main__"] = main
+        if cwd is not None and (not os.path.exists(".") or os.getcwd() != cwd):
+            os.chdir(cwd)
+        _restore_torch(group, device)
+        _restore_groups_made(groups_made)
+
+
+def restore_environment(before: Mapping[str, str]) -> None:
+    """Make os.environ equal to `before`, touching only what differs."""
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _torch_state() -> tuple[bool, int | None]:
+    distributed = sys.modules.get("torch.distributed")
+    group = bool(distributed and distributed.is_available() and distributed.is_initialized())
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return group, (cuda.current_device() if cuda and cuda.is_initialized() else None)
+
+
+def _restore_torch(group: bool, device: int | None) -> None:
+    group_now, device_now = _torch_state()
+    if group_now and not group:
+        try:
+            sys.modules["torch.distributed"].destroy_process_group()
+        except Exception as error:  # a group whose peers are gone
+            warnings.warn(f"the group of a gang was not destroyed: {error}", stacklevel=2)
+    if device is not None and device_now != device:
+        sys.modules["torch"].cuda.set_device(device)
+
+
+def _groups_made() -> int:
+    world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
+    return int(getattr(world, "group_count", 0))
+
+
+def _restore_groups_made(before: int) -> None:
+    """Let the next group have the name that fresh processes give it.
+
+    torch names groups by a counter, which it resets when the default group is destroyed, but not
+    when `init_process_group` fails: the caller would then wait for ever for peers that meet under
+    another name.
+    """
+    if _groups_made() != before and not _torch_state()[0]:
+        sys.modules["torch.distributed.distributed_c10d"]._world.group_count = before

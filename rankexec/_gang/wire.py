@@ -1,0 +1,146 @@
+"""Packing: one pickled stream for all ranks, beside it large buffers, both in one memfd."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+from multiprocess import reduction
+
+from rankexec._gang.picklers import CallPickler, DillPickler, Keep, ResultPickler
+
+__all__ = ("Packed", "pack", "pack_result", "unpack")
+
+INLINE_LIMIT = 8 * 1024
+"""Bytes up to which a payload travels inside its message: far below a socket's buffer."""
+BUFFER_LIMIT = 1024 * 1024
+"""Bytes from which a buffer (of a numpy array, say) is kept out of the stream and mapped."""
+_ALIGN = 64
+
+
+@dataclass
+class Packed:
+    """A pickled value: in `stream` if it is small, else in the file `fd`.
+
+    `sections` are (offset, size) in that file: the stream first, then its buffers.
+    """
+
+    stream: bytes
+    sections: tuple[tuple[int, int], ...] = ()
+    fd: int | None = None
+
+    def close(self) -> None:
+        """Give the file back. Nothing else needs to be done: the file has no name."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+def pack(value: Any) -> Packed:
+    """Pickle what goes from the caller to its ranks; functions of `__main__` keep living there.
+
+    Raises whatever pickling raises; the caller of `pack` knows what to name.
+    """
+    return _pack(value, CallPickler)
+
+
+def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) -> Packed:
+    """Pickle what goes back. Classes that came from the caller go by their cloudpickle id.
+
+    Sending them by value again would overwrite the methods of the caller's own class. With
+    `inline`, the result holds no file and can be packed again.
+    """
+
+    def make(file: io.BytesIO, keep: Keep) -> cloudpickle.Pickler:
+        return ResultPickler(file, keep, of_caller)
+
+    return _pack(value, make, inline=inline)
+
+
+def unpack(packed: Packed) -> Any:
+    """Return the value. Large buffers are mapped privately: writable, and seen by nobody else."""
+    if packed.fd is None:
+        return pickle.loads(packed.stream)
+    size = max(offset + length for offset, length in packed.sections)
+    mapped = mmap.mmap(
+        packed.fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+    )
+    views = [memoryview(mapped)[at : at + length] for at, length in packed.sections]
+    return pickle.loads(views[0], buffers=views[1:])
+
+
+def _pack(
+    value: Any,
+    make: Callable[[io.BytesIO, Keep], cloudpickle.Pickler],
+    *,
+    inline: bool = not reduction.HAVE_SEND_HANDLE,
+) -> Packed:
+    kept: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """Return whether the buffer stays in the stream."""
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if raw.nbytes < BUFFER_LIMIT or inline:
+            return True
+        kept.append(raw)
+        return False
+
+    stream = io.BytesIO()
+    try:
+        make(stream, keep).dump(value)
+    except (TypeError, pickle.PicklingError, AttributeError):
+        if make is not CallPickler:
+            raise
+        kept.clear()
+        stream = io.BytesIO()
+        DillPickler(stream, keep).dump(value)
+    if inline or (not kept and stream.tell() <= INLINE_LIMIT):
+        return Packed(stream.getvalue())
+    return _in_file([stream.getbuffer(), *kept])
+
+
+def _in_file(parts: list[memoryview]) -> Packed:
+    """Write the parts into one unnamed file and seal it: nobody can change what others map.
+
+    It is written with write(), not mapped and copied into: that takes twice as long (page faults).
+    """
+    fd = _unnamed_file()
+    sections = []
+    at = 0
+    try:
+        for part in parts:
+            sections.append((at, part.nbytes))
+            while part.nbytes:
+                part = part[os.pwrite(fd, part, at) :]  # noqa: PLW2901  # what is left of it
+                at = sections[-1][0] + sections[-1][1] - part.nbytes
+            at = -(-at // _ALIGN) * _ALIGN
+        _seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Packed(b"", tuple(sections), fd)
+
+
+def _unnamed_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("rankexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _seal(fd: int) -> None:
+    if hasattr(os, "memfd_create"):
+        import fcntl
+
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

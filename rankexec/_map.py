@@ -1,0 +1,109 @@
+"""`map` of an executor with a `caller_rank`: each gang runs when its result is asked for."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FuturesTimeoutError  # no alias in 3.10
+from contextlib import suppress
+from typing import Any
+
+__all__ = ("LazyMap", "run_ahead")
+
+
+class LazyMap(Iterator[Any]):
+    """The iterator that `map` returns.
+
+    Once started, closing or collecting it drops the rest. `shutdown(wait=True)` runs what is still
+    held or was never started.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Any, float | None], Future[Any]],
+        items: Iterator[Any],
+        timeout: float | None,
+        started: Callable[[LazyMap], None],
+    ) -> None:
+        self._submit = submit
+        self._items: Iterator[Any] | None = items
+        self._ran: deque[Future[Any]] = deque()
+        self._end = None if timeout is None else timeout + time.monotonic()
+        self._started: Callable[[LazyMap], None] | None = started
+
+    def __next__(self) -> Any:
+        if self._started is not None:
+            started, self._started = self._started, None
+            started(self)
+        if not self._ran and not self._run_next():
+            raise StopIteration
+        try:
+            return self._ran.popleft().result()
+        except BaseException:
+            self.close()  # as the standard library's: one failure ends the iteration
+            raise
+
+    def _run_next(self) -> bool:
+        if self._items is None:
+            return False
+        left = None if self._end is None else self._end - time.monotonic()
+        if left is not None and left <= 0:
+            self.close()
+            raise FuturesTimeoutError("map's timeout is over")
+        try:
+            item = next(self._items)
+        except StopIteration:
+            self._items = None
+            return False
+        self._ran.append(self._submit(item, left))
+        return True
+
+    def run_rest(self) -> None:
+        """Run what is left, and keep the results for whoever still holds the iterator."""
+        with suppress(FuturesTimeoutError):  # too late for the rest, and nobody asks for it now
+            while self._run_next():
+                if self._ran[-1].exception() is not None:
+                    self._items = None
+
+    def close(self) -> None:
+        """Drop the rest."""
+        self._items = None
+
+    def warn_dropped(self) -> None:
+        """Say at interpreter exit that gangs were never run."""
+        if self._items is not None and next(self._items, None) is not None:
+            warnings.warn(
+                "an iterator of RankedExecutor.map was never finished: its gangs did not run; "
+                "iterate it, or shut the executor down",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.close()
+
+
+def run_ahead(
+    submit: Callable[[Any], Future[Any]],
+    items: Iterator[Any],
+    timeout: float | None,
+    buffersize: int,
+) -> Iterator[Any]:
+    """Yield results in order while at most `buffersize` gangs are submitted ahead."""
+    end = None if timeout is None else timeout + time.monotonic()
+    ahead = deque(submit(item) for _, item in zip(range(buffersize), items, strict=False))
+
+    def results() -> Iterator[Any]:
+        try:
+            while ahead:
+                for item in items:
+                    ahead.append(submit(item))
+                    break
+                future = ahead.popleft()
+                yield future.result(None if end is None else end - time.monotonic())
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    return results()

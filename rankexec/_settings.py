@@ -1,0 +1,182 @@
+"""What RankedExecutor takes, checked: every wrong argument fails here, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankexec._gang import namespace
+from rankexec._slots import cpu_count, visible_gpus
+
+__all__ = ("Settings", "check_count", "check_devices", "check_seconds", "default_world_size")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One gang's settings, as they were given and found good."""
+
+    world_size: int
+    ctx: Any
+    caller_rank: int | None
+    gather: bool | Callable[[list[Any]], Any]
+    timeout: float | None
+    need: str | tuple[str, ...]
+    imports: str
+    output: Any
+    env: Mapping[str, str]
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        world_size: int,
+        ctx: Any,
+        caller_rank: int | None,
+        gather: Any,
+        timeout: float | None,
+        need: Any,
+        imports: str,
+        output: Any,
+        env: Mapping[str, str] | None,
+    ) -> Settings:
+        """Return the settings; raises ValueError or TypeError, naming the argument."""
+        check_count("world_size", world_size)
+        return cls(
+            world_size=world_size,
+            ctx=_checked_ctx(ctx),
+            caller_rank=_checked_caller_rank(caller_rank, world_size),
+            gather=_checked_gather(gather),
+            timeout=_checked_timeout(timeout),
+            need=_checked_need(need),
+            imports=namespace.parse_imports(imports),
+            output=_checked_output(output, world_size),
+            env=_checked_env(env),
+        )
+
+
+def default_world_size(devices: Sequence[str] | None) -> int:
+    """Return the number of devices if named, else of visible GPUs, else of usable CPU cores."""
+    if devices is not None:
+        return len(devices)
+    if gpus := visible_gpus():
+        return len(gpus)
+    return cpu_count()
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless `value` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} takes an int of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} takes an int of at least 1, got {value!r}")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise unless `value` is a number or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise TypeError(f"{name} takes seconds, or None, got {value!r}")
+
+
+def check_devices(devices: Any) -> list[str] | None:
+    """Return device names as CUDA_VISIBLE_DEVICES takes them; None stays None."""
+    if devices is None:
+        return None
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Iterable):
+        raise TypeError(f"devices takes a list of GPU ids, got {devices!r}")
+    names = []
+    for device in devices:
+        if isinstance(device, bool) or not isinstance(device, (int, str)):
+            raise TypeError(
+                f"devices takes GPU ids (int, or str such as 'GPU-8f2e'), got {device!r}"
+            )
+        names.append(str(device))
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"devices takes GPU ids, at least one, each once, got {devices!r}")
+    return names
+
+
+def _checked_ctx(ctx: Any) -> Any:
+    is_manager = hasattr(type(ctx), "__enter__") and hasattr(type(ctx), "__exit__")
+    if ctx is None or is_manager or callable(ctx):
+        return ctx
+    raise TypeError(
+        f"ctx takes a context manager, or a callable without arguments that makes one, got {ctx!r}"
+    )
+
+
+def _checked_caller_rank(caller_rank: Any, world_size: int) -> int | None:
+    if caller_rank is None:
+        return None
+    if isinstance(caller_rank, bool) or not isinstance(caller_rank, int):
+        raise TypeError(
+            f"caller_rank takes an int from 0 to world_size-1, or None, got {caller_rank!r}"
+        )
+    if not 0 <= caller_rank < world_size:
+        raise ValueError(f"caller_rank takes 0 to {world_size - 1}, or None, got {caller_rank}")
+    return caller_rank
+
+
+def _checked_gather(gather: Any) -> Any:
+    if isinstance(gather, bool) or callable(gather):
+        return gather
+    raise TypeError(f"gather takes True, False or a callable that takes the list, got {gather!r}")
+
+
+def _checked_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout takes seconds above 0, or None, got {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout takes seconds above 0, or None, got {timeout!r}")
+    return float(timeout)
+
+
+def _checked_need(need: Any) -> str | tuple[str, ...]:
+    if isinstance(need, str):
+        return need
+    if isinstance(need, Iterable) and not isinstance(need, (bytes, Mapping)):
+        names = tuple(need)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise TypeError(f"need takes names in a string, or a list of names, got {need!r}")
+
+
+def _checked_output(output: Any, world_size: int) -> Any:
+    takes = "output takes 'all', 'caller', a list of ranks, or a directory"
+    if isinstance(output, os.PathLike):
+        return Path(output)
+    if isinstance(output, str):
+        if output in ("all", "caller"):
+            return output
+        if os.path.isdir(output):
+            return Path(output)
+        raise ValueError(f"{takes} (one to be made as a pathlib.Path), got {output!r}")
+    if not isinstance(output, Iterable):
+        raise TypeError(f"{takes}, got {output!r}")
+    ranks = list(output)
+    for rank in ranks:
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise TypeError(f"{takes}, got {rank!r} in the list")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"{takes}; there is no rank {rank} in a gang of {world_size}")
+    return frozenset(ranks)
+
+
+def _checked_env(env: Any) -> Mapping[str, str]:
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env takes a mapping of strings to strings, got {env!r}")
+    for name, value in env.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"env takes strings, got {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env takes names without '=' and no null characters, got {name!r}")
+    if sys.platform == "win32":
+        return {name.upper(): value for name, value in env.items()}
+    return dict(env)

@@ -1,0 +1,153 @@
+"""What an executor and those made by its `options` have in common: slots, launcher, threads."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rankexec._future import RankedFuture
+from rankexec._gang.run import Job, run_apart, run_here
+from rankexec._map import LazyMap
+from rankexec._slots import Slots, cpu_count
+from rankexec.launchers import Launcher
+from rankexec.launchers.local import LocalLauncher
+
+__all__ = ("Shared", "check_launcher")
+
+
+def check_launcher(launcher: Any) -> None:
+    """Raise TypeError unless `launcher` is None or has a Launcher's methods."""
+    methods = ("lease", "release", "start")
+    if launcher is None:
+        return
+    if isinstance(launcher, type) or not all(callable(getattr(launcher, m, None)) for m in methods):
+        raise TypeError(f"launcher takes a Launcher such as LocalLauncher(), got {launcher!r}")
+
+
+class Shared:
+    """Slots, launcher and supervising threads; open until `shutdown` or until nobody holds it.
+
+    The threads are the standard library's pool: it queues gangs in order, and at interpreter exit
+    finishes what is pending. Each holds a lease on the launcher for as long as its gang needs it.
+    """
+
+    def __init__(
+        self, slots: Slots, max_gangs: int, launcher: Launcher | None, preload: Sequence[str]
+    ) -> None:
+        cpu_count()  # at interpreter exit, with gangs pending, it could not be imported any more
+        self.slots = slots
+        self.max_gangs = max_gangs
+        self.launcher: Launcher = LocalLauncher() if launcher is None else launcher
+        self._apart = ThreadPoolExecutor(max_gangs, "rankexec-gang")
+        # Gangs with a caller's rank have a thread of their own to be supervised by: a callback of
+        # another gang may submit one, from a thread of the pool above.
+        self._here = ThreadPoolExecutor(1, "rankexec-caller")
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        self._futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
+        self._unstarted: set[LazyMap] = set()
+        self._started: weakref.WeakSet[LazyMap] = weakref.WeakSet()
+        self.launcher.lease(preload)
+        self._release = weakref.finalize(self, self.launcher.release)
+        _living.add(self)
+
+    def check_open(self) -> None:
+        """Raise RuntimeError if no more calls are taken; in the standard library's words."""
+        if self._pid != os.getpid():
+            raise RuntimeError("this executor was made before a fork; make one in this process")
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def run_here(self, job: Job) -> None:
+        """Run a gang with this thread as a rank."""
+        with self._lock:
+            self._futures.add(job.future)
+        run_here(job, self._here)
+
+    def run_apart(self, job: Job) -> None:
+        """Queue a gang of children."""
+        with self._lock:
+            self.check_open()
+            self._futures.add(job.future)
+            self.launcher.lease()
+            # The context of the submitting thread: a notebook's output finds its cell by it.
+            self._apart.submit(contextvars.copy_context().run, _run_and_release, job)
+
+    def hold(self, lazy: LazyMap) -> LazyMap:
+        """Keep a lazy map until it is started; `shutdown` runs those that never were."""
+        with self._lock:
+            self.check_open()
+            self._unstarted.add(lazy)
+        return lazy
+
+    def started(self, lazy: LazyMap) -> None:
+        """Hold a lazy map no longer than its user does."""
+        with self._lock:
+            self._unstarted.discard(lazy)
+            self._started.add(lazy)
+
+    def cancel_all(self) -> None:
+        """Cancel every gang that is not finished, also those that run."""
+        self._drop_maps()
+        for future in list(self._futures):
+            future.cancel()
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        """Take no more calls, run or cancel what is pending, then end every process."""
+        if cancel_futures or not wait:
+            self._drop_maps()
+        for lazy in [*self._unstarted, *self._started]:
+            lazy.run_rest()
+        self._unstarted.clear()
+        with self._lock:
+            self._closed = True
+        if cancel_futures:
+            for future in list(self._futures):
+                future._cancel(even_running=False)
+        for pool in (self._apart, self._here):
+            pool.shutdown(wait=wait)
+        self._release()
+
+    def warn_dropped(self) -> None:
+        """At interpreter exit: say which maps never ran, and drop them."""
+        for lazy in [*self._unstarted, *self._started]:
+            lazy.warn_dropped()
+        self._unstarted.clear()
+
+    def _drop_maps(self) -> None:
+        for lazy in [*self._unstarted, *self._started]:
+            lazy.close()
+        self._unstarted.clear()
+
+
+def _run_and_release(job: Job) -> None:
+    try:
+        run_apart(job)
+    finally:
+        job.close()
+        job.launcher.release()
+
+
+_living: weakref.WeakSet[Shared] = weakref.WeakSet()
+_exiting = False
+
+
+def _at_exit() -> None:
+    """Run before the standard library's pools finish their work, which they do by themselves."""
+    global _exiting  # noqa: PLW0603  # the interpreter exits once
+    _exiting = True
+    for shared in list(_living):
+        shared.warn_dropped()
+
+
+# `atexit` would be too late: the pools' threads are joined before its functions run. The standard
+# library's own pools use this hook, private as it is (3.9 to 3.14).
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see above

@@ -1,0 +1,78 @@
+"""What is asked of torch and torch.distributed; torch is imported only when it is asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+__all__ = ("abort_nccl", "check_group", "destroy_group", "has_own_gpu", "loopback_store")
+
+
+@contextmanager
+def loopback_store(timeout: timedelta | None) -> Iterator[str]:
+    """Serve a TCPStore on a loopback port of the kernel's choice; yield its host:port.
+
+    TCPStore by itself would listen on all interfaces, so the socket is made here.
+    """
+    import torch.distributed as dist
+
+    listener = socket.socket()
+    try:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
+        host, port = listener.getsockname()
+        limit = {} if timeout is None else {"timeout": timeout}
+        server = dist.TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.fileno(),
+            **limit,
+        )
+        listener.detach()  # the server closes it
+    finally:
+        listener.close()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        del server  # ends its thread, and frees whoever still waits for a key
+
+
+def has_own_gpu(torch: Any) -> bool:
+    """Return whether there is a GPU for every rank of this host. Makes no CUDA context."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    ranks = int(os.environ["LOCAL_WORLD_SIZE"])
+    return bool(torch.cuda.is_available() and torch.cuda.device_count() >= ranks)
+
+
+def check_group(rank: int, size: int) -> None:
+    """Raise RuntimeError unless the default group has this process in this place."""
+    import torch.distributed as dist
+
+    if (dist.get_rank(), dist.get_world_size()) != (rank, size):
+        raise RuntimeError(
+            f"this process has a default process group already, as rank {dist.get_rank()} of "
+            f"{dist.get_world_size()}, but its seat is rank {rank} of {size}; destroy it first"
+        )
+
+
+def destroy_group() -> None:
+    """Destroy the default group, if it is still there."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # fn may have destroyed it, to make its own
+        dist.destroy_process_group()
+
+
+def abort_nccl() -> None:
+    """Free the caller's rank from an NCCL collective whose peers are gone."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        distributed_c10d._abort_process_group()

@@ -1,0 +1,250 @@
+"""The executor: one `submit` is one gang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import fields, replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rankexec._future import RankedFuture
+from rankexec._gang.call import Call, inside_rank
+from rankexec._gang.namespace import find_needed
+from rankexec._gang.run import Job
+from rankexec._map import LazyMap, run_ahead
+from rankexec._settings import (
+    Settings,
+    check_count,
+    check_devices,
+    check_seconds,
+    default_world_size,
+)
+from rankexec._shared import Shared, check_launcher
+from rankexec._slots import Slots
+from rankexec.launchers import Launcher
+
+__all__ = ("RankedExecutor", "RankedFuture")
+
+T = TypeVar("T")
+
+
+class RankedExecutor(Executor):
+    """Runs a function on `world_size` ranked processes together; each `submit` is one gang.
+
+    By default the calling thread itself runs rank 0: `submit` blocks, what `fn` does to its
+    arguments is done to the caller's own objects, and the future that comes back is done. Such
+    gangs run one at a time in a process. With `caller_rank=None` every rank is a child process,
+    `submit` returns at once, and gangs run side by side.
+
+    Args:
+        world_size: ranks of a gang. None: the number of `devices`, else of visible GPUs, else of
+            CPU cores that this process may use.
+        ctx: a context manager, or a callable without arguments that makes one, entered around
+            `fn` on every rank, for instance `TorchDDPCtx()`. A callable is called in the caller
+            too, which may have a side of the context to hold.
+        caller_rank: the rank that the calling thread runs, 0 to world_size-1; None: none.
+        gather: False: the future resolves to rank 0's value; True: to a list by rank; a callable:
+            to what it makes of that list, in the caller.
+        devices: GPU ids, as CUDA_VISIBLE_DEVICES takes them, that the gangs share out.
+        max_gangs: gangs that may run at once with `caller_rank=None`. None: as many as fit on the
+            devices, or on the CPU cores, and at least one.
+        timeout: seconds that a gang may take; then its ranks are ended and `GangTimeout` carries
+            their Python stacks. None: no limit.
+        need: names of the caller's `__main__` to set in every rank's, "a b" or ["a", "b"].
+        imports: import statements, a string, that each rank runs before it unpacks the call.
+        output: what of the children's output is shown: "all", "caller" (nothing), a list of
+            ranks, or a directory for one file each (rank2.log).
+        env: environment variables for every rank, on top of the caller's and the rank's own.
+        launcher: what starts the children; None: `LocalLauncher()`.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, named, with what it takes.
+    """
+
+    def __init__(
+        self,
+        world_size: int | None = None,
+        *,
+        ctx: Any = None,
+        caller_rank: int | None = 0,
+        gather: bool | Callable[[list[Any]], Any] = False,
+        devices: Iterable[int | str] | None = None,
+        max_gangs: int | None = None,
+        timeout: float | None = None,
+        need: str | Iterable[str] = "",
+        imports: str = "",
+        output: Any = "all",
+        env: dict[str, str] | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
+        names = check_devices(devices)
+        self._settings = Settings.checked(
+            world_size=default_world_size(names) if world_size is None else world_size,
+            ctx=ctx,
+            caller_rank=caller_rank,
+            gather=gather,
+            timeout=timeout,
+            need=need,
+            imports=imports,
+            output=output,
+            env=env,
+        )
+        _check_fits(self._settings.world_size, names)
+        if max_gangs is not None:
+            check_count("max_gangs", max_gangs)
+        check_launcher(launcher)
+        gangs = max_gangs or max(1, default_world_size(names) // self._settings.world_size)
+        wanted = getattr(ctx, "preload", ())  # by TorchDDPCtx; or something else by that name
+        preload = wanted if isinstance(wanted, tuple) else ()
+        self._shared = Shared(Slots(names), gangs, launcher, preload)
+
+    @property
+    def _max_workers(self) -> int:
+        """Gangs that can run at once; libraries that take an executor read this."""
+        return self._shared.max_gangs
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> RankedFuture[T]:
+        """Run `fn(*args, **kwargs)` on every rank of a new gang.
+
+        Args:
+            fn: any callable; functions, lambdas and classes of `__main__` or of a notebook travel
+                with what they use.
+            *args: its arguments; the caller's rank gets them as they are, children get copies.
+            **kwargs: its keyword arguments, likewise.
+
+        Returns:
+            With a `caller_rank` it is done; else it is pending or running.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            RuntimeError: after `shutdown`, or with a `caller_rank` inside a rank.
+            KeyboardInterrupt: Ctrl-C while the calling thread takes part; the gang is ended.
+        """
+        return self._submit(self._settings, fn, args, kwargs)
+
+    def _submit(
+        self,
+        settings: Settings,
+        fn: Callable[..., Any],
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+    ) -> RankedFuture[Any]:
+        if not callable(fn):
+            raise TypeError(f"fn takes a callable, got {fn!r}")
+        self._shared.check_open()
+        if settings.caller_rank is not None and (rank := inside_rank()) is not None:
+            raise RuntimeError(
+                f"this thread is rank {rank} of a gang already and cannot be rank "
+                f"{settings.caller_rank} of another; use an executor with caller_rank=None here"
+            )
+        if inside_rank() is not None:
+            self._shared.slots.check_reachable(settings.world_size)
+        needed = find_needed(settings.need)
+        call = Call(fn, tuple(args), kwargs, settings.ctx, needed)
+        job = Job(call, settings, self._shared.slots, self._shared.launcher, RankedFuture())
+        try:
+            job.pack()
+        except Exception as error:  # the future is where an executor's user looks for it
+            job.future._settle(error=error)
+            return job.future
+        if settings.caller_rank is None:
+            self._shared.run_apart(job)
+        else:
+            self._shared.run_here(job)
+        return job.future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Return an iterator over the results of one gang for each item of `iterables`.
+
+        With a `caller_rank`, each gang runs when its result is asked for; `shutdown(wait=True)`
+        runs what is still held. Without, all are submitted now, or `buffersize` ahead.
+
+        Args:
+            fn: a callable that takes one item of each iterable.
+            *iterables: read now; with `buffersize`, as needed.
+            timeout: seconds from this call in which a result has to be there.
+            chunksize: checked and ignored: one item is one gang.
+            buffersize: gangs to submit ahead.
+
+        Raises:
+            TypeError, ValueError: a wrong argument.
+            TimeoutError: from the iterator, when the result is not there in time.
+        """
+        check_seconds("timeout", timeout)
+        check_count("chunksize", chunksize)
+        if buffersize is not None:
+            check_count("buffersize", buffersize)
+        if not callable(fn):
+            raise TypeError(f"fn takes a callable, got {fn!r}")
+        self._shared.check_open()
+        settings = self._settings
+        if settings.caller_rank is None and buffersize is None:
+            return super().map(fn, *iterables, timeout=timeout)
+        items: Iterator[Any] = zip(*iterables, strict=False)
+        if settings.caller_rank is None:
+            return run_ahead(lambda item: self.submit(fn, *item), items, timeout, buffersize or 1)
+        if buffersize is None:
+            items = iter(list(items))
+
+        def submit(item: Any, limit: float | None) -> RankedFuture[Any]:
+            soonest = min((t for t in (settings.timeout, limit) if t is not None), default=None)
+            return self._submit(replace(settings, timeout=soonest), fn, item, {})
+
+        return self._shared.hold(LazyMap(submit, items, timeout, self._shared.started))
+
+    def options(self, **overrides: Any) -> RankedExecutor:
+        """Return an executor with other settings and the same slots, launcher and shutdown.
+
+        Args:
+            **overrides: any argument of the constructor except `devices`, `max_gangs`, `launcher`.
+
+        Raises:
+            TypeError: an unknown option, or one that is shared.
+        """
+        current = {f.name: getattr(self._settings, f.name) for f in fields(Settings)}
+        for name in overrides:
+            if name not in current:
+                raise TypeError(f"options takes {', '.join(current)}; got {name!r}")
+        derived = object.__new__(type(self))
+        derived._settings = Settings.checked(**{**current, **overrides})
+        _check_fits(derived._settings.world_size, self._shared.slots.devices)
+        derived._shared = self._shared
+        return derived
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; run what is pending, then end every process.
+
+        Args:
+            wait: return only when all gangs are over and all their processes are gone.
+            cancel_futures: cancel what has not started yet.
+        """
+        self._shared.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self._shared.cancel_all()  # Ctrl-C means the running gangs too
+        self.shutdown(wait=True)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a RankedExecutor holds processes of the caller and cannot travel; make one in the "
+            "rank, with caller_rank=None"
+        )
+
+
+def _check_fits(world_size: int, devices: list[str] | None) -> None:
+    if devices is not None and world_size > len(devices):
+        raise ValueError(f"world_size={world_size} is more than the {len(devices)} devices named")

@@ -1,0 +1,236 @@
+"""A rank forked from the guardian: what the guardian prepares for it, and how it begins and ends.
+
+The guardian imports torch and friends once; a fork of it has them at the price of a few
+milliseconds. What a fork must not share is taken apart here: random generators, signal handlers,
+descriptors. What a fork cannot survive is refused before: threads of Python, a touched CUDA.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from multiprocess import Pipe, reduction
+from multiprocess.connection import Connection
+
+from rankexec._gang import output, worker
+from rankexec.errors import PreloadError
+
+__all__ = ("Begin", "Forks", "preload")
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import modules for all ranks to come.
+
+    Raises:
+        PreloadError: a module does not import, touches CUDA, or starts threads.
+    """
+    # Asking for CUDA would otherwise initialise its driver, which no fork survives.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    for name in names:
+        before = set(threading.enumerate())
+        try:
+            importlib.import_module(name)
+        except BaseException as error:  # a module may raise anything, SystemExit too
+            raise PreloadError(name, f"importing it raised {error!r}") from error
+        if started := [t.name for t in threading.enumerate() if t not in before]:
+            raise PreloadError(name, f"it starts threads ({', '.join(started)}), which no fork has")
+        if _touches_cuda():
+            raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
+    # Python 3.12 warns of forks with threads; OpenBLAS's are there and stand a fork.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    gc.collect()
+    gc.freeze()  # so that no rank's collector writes to, and thereby copies, the shared pages
+
+
+def _touches_cuda() -> bool:
+    """Return whether a fork of this process could not use CUDA: ask one, is_initialized lies."""
+    if "torch.cuda" not in sys.modules:
+        return False
+    pid = os.fork()
+    if pid == 0:
+        bad = True
+        with suppress(BaseException):
+            bad = sys.modules["torch.cuda"]._is_in_bad_fork()
+        os._exit(int(bad))
+    return os.waitpid(pid, 0)[1] != 0
+
+
+@dataclass
+class Begin:
+    """What a forked rank is told: its descriptors and its whole environment."""
+
+    fds: list[int]
+    """channel, stacks, stdout, stderr"""
+    environment: Mapping[str, str]
+
+
+class Forks:
+    """Forks ranks, some of them ahead of their call: those are parked until they are told.
+
+    Args:
+        close: called in every fork, to close what is the guardian's.
+    """
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.parked: dict[int, Connection] = {}
+        """By pid, the line to each parked child."""
+        self._close = close
+        self._wanted = 0
+        self._until = 0.0
+        self._keep_seconds = 0.0
+
+    def start(self, begin: Begin) -> int:
+        """Return the pid of a rank that has begun; a parked one if there is one."""
+        self._until = time.monotonic() + self._keep_seconds
+        while self.parked:
+            pid, line = self.parked.popitem()
+            with line, suppress(ConnectionError):  # it was killed while it waited
+                line.send_bytes(pickle.dumps(begin.environment))
+                with socket.fromfd(line.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+                    reduction.sendfds(own, begin.fds)
+                return pid
+        return self._fork(lambda: begin)
+
+    def park(self, count: int, seconds: float) -> None:
+        """Keep `count` children parked, until none was used for `seconds`."""
+        self._wanted, self._keep_seconds = count, seconds
+        self._until = time.monotonic() + seconds
+
+    def tend(self) -> float | None:
+        """Fork one child ahead if one is missing, end all that nobody used for long.
+
+        Returns the seconds after which it wants to be called again; None: not by itself.
+        """
+        if time.monotonic() >= self._until:
+            self.end_parked()
+            return None
+        if len(self.parked) < self._wanted:
+            ours, theirs = Pipe(duplex=True)
+            pid = self._fork(lambda: _wait(theirs), ours)
+            theirs.close()
+            self.parked[pid] = ours
+        if len(self.parked) < self._wanted:
+            return 0.0
+        return self._until - time.monotonic()
+
+    def end_parked(self) -> None:
+        """Let the parked children end: nobody will tell them anything."""
+        self._wanted = 0
+        while self.parked:
+            self.parked.popitem()[1].close()
+
+    def _fork(self, begin: Callable[[], Begin | None], *close: Connection) -> int:
+        guardian = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for line in [*self.parked.values(), *close]:
+                    line.close()
+                self._close()
+            finally:
+                _become_rank(begin, guardian)
+        return pid
+
+
+def _wait(line: Connection) -> Begin | None:
+    """Wait (parked) for what this rank is to be; None: it is not needed."""
+    try:
+        environment = pickle.loads(line.recv_bytes())
+        with socket.fromfd(line.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+            fds = reduction.recvfds(own, 4)
+    except (EOFError, ConnectionError):
+        return None
+    line.close()
+    return Begin(fds, environment)
+
+
+def _become_rank(begin: Callable[[], Begin | None], guardian: int) -> NoReturn:
+    """Run as a rank, in a fresh fork; never returns."""
+    code = 1
+    try:
+        worker.die_with(guardian)
+        _forget_signals()
+        _forget_finalizers()
+        told = begin()
+        if told is not None:
+            _take_over(told)
+            channel, stacks, _, _ = told.fds
+            worker.main(channel, stacks, guardian)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end(code)
+
+
+def _forget_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _forget_finalizers() -> None:
+    """Leave the finalizers of preloaded modules to the guardian: torch has hundreds.
+
+    At the rank's end they would take 40 ms, most of it for pages that they touch and thereby copy.
+    The old registry is kept, as freeing it would touch them too.
+    """
+    finalize: Any = weakref.finalize
+    _inherited.append(finalize._registry)
+    finalize._registry = {}
+
+
+_inherited: list[Any] = []
+
+
+def _take_over(begin: Begin) -> None:
+    _, _, stdout, stderr = begin.fds
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.close(stdout)
+    os.close(stderr)
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        # New streams: the guardian's were opened on files, and remember a position.
+        stream = open(fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as we
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    os.environ.clear()
+    os.environ.update(begin.environment)
+    _reseed()
+    threads = begin.environment.get("OMP_NUM_THREADS", "")
+    if (torch := sys.modules.get("torch")) and threads.isdigit():
+        torch.set_num_threads(max(1, int(threads)))  # it has read the variable long ago
+
+
+def _reseed() -> None:
+    """Give every rank its own random numbers; Python's `random` does that by itself."""
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+def _end(code: int) -> NoReturn:
+    """End as an interpreter does, but without tearing down the modules of the guardian."""
+    with suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]  # joins the threads that must be
+    with suppress(BaseException):
+        atexit._run_exitfuncs()
+    output.flush()
+    os._exit(code)

@@ -1,0 +1,191 @@
+"""The caller's handles on its guardian processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import multiprocess
+from multiprocess import reduction, spawn, util
+
+from rankexec._gang.channel import Channel
+
+__all__ = ("GUARDIANS", "Guardian", "command_for")
+
+_CLOSE_SECONDS = 10.0
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[-1].splitlines(); "
+    "from {module} import main; main(*map(int, sys.argv[1:-1]))"
+)
+
+
+def command_for(module: str) -> list[str]:
+    """Return a command that runs `module.main`; integers go before the last item, sys.path."""
+    path = "\n".join(entry or os.getcwd() for entry in sys.path if isinstance(entry, str))
+    python = os.fsdecode(spawn.get_executable())
+    return [python, *util._args_from_interpreter_flags(), "-c", _BOOT.format(module=module), path]
+
+
+class Guardian:
+    """The caller's handle on one guardian process. Its methods are for any thread."""
+
+    def __init__(self, environment: Mapping[str, str], preload: Sequence[str] | None) -> None:
+        """Start it, in the background; with `preload`, ranks can be forked from it."""
+        self._lock = threading.Lock()
+        self.running = 0
+        """Ranks that were started and have not ended."""
+        ours, theirs = multiprocess.Pipe(duplex=True)
+        caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
+        command = command_for("rankexec.launchers._guardian")
+        try:
+            self._process = subprocess.Popen(
+                [*command[:-1], str(theirs.fileno()), str(caller), command[-1]],
+                env=environment,
+                pass_fds=[fd for fd in (theirs.fileno(), caller) if fd >= 0],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the caller alone
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if caller >= 0:
+                os.close(caller)
+        self._control = ours
+        if preload is not None:
+            self.tell("preload", list(preload))
+
+    def alive(self) -> bool:
+        """Return whether the process is there."""
+        with self._lock:
+            return self._process.poll() is None
+
+    def start(self, fds: list[int], *details: Any) -> None:
+        """Have it start a rank. Raises ConnectionError if it is gone."""
+        with self._lock:
+            self._control.send_bytes(pickle.dumps(("start", *details)))
+            with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+                reduction.sendfds(own, fds)
+            self.running += 1
+
+    def tell(self, *message: Any) -> None:
+        """Tell it something; nothing happens if it is gone, for then so are its ranks."""
+        with self._lock, suppress(OSError):
+            self._control.send_bytes(pickle.dumps(message))
+
+    def ended(self) -> None:
+        """Note that one of its ranks has ended."""
+        with self._lock:
+            self.running -= 1
+
+    def close(self) -> None:
+        """End it, and every rank that it still has."""
+        self.tell("close")
+        with self._lock:
+            self._control.close()
+            try:
+                self._process.wait(_CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's."""
+        self._control.close()
+        self._process.returncode = 0  # or its __del__ would complain, and poll our children
+
+
+class Guardians:
+    """The guardians of this process, by what they were started with; counted by leases.
+
+    A guardian that ranks are forked from has read the variables that its libraries read on
+    import: setting them after the fork does nothing, so ranks with other values need another one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._leases = 0
+        self._by_key: dict[Any, Guardian] = {}  # the least recently used first
+
+    def lease(self) -> None:
+        """Be needed once more."""
+        with self._lock:
+            self._leases += 1
+
+    def release(self) -> None:
+        """Be needed once less; with the last lease all guardians end."""
+        with self._lock:
+            self._leases -= 1
+            if self._leases == 0:
+                self.close()
+
+    def close(self) -> None:
+        """End all guardians; new ones start when needed."""
+        with self._lock:
+            while self._by_key:
+                self._by_key.popitem()[1].close()
+
+    def get(self, environment: Mapping[str, str], preload: Sequence[str] | None) -> Guardian:
+        """Return a living guardian for ranks with this environment; start it if there is none."""
+        key: Any = None
+        if preload is not None:
+            read = {k: v for k, v in environment.items() if _is_read_on_import(k)}
+            key = (tuple(preload), frozenset(read.items()))
+        with self._lock:
+            guardian = self._by_key.pop(key, None)
+            if guardian is not None and not guardian.alive():
+                guardian.close()
+                guardian = None
+            if guardian is None:
+                guardian = Guardian(environment, preload)
+            self._by_key[key] = guardian
+            self._close_unused()
+            return guardian
+
+    def discard(self, guardian: Guardian) -> None:
+        """End a guardian that is of no use."""
+        with self._lock:
+            for key, known in list(self._by_key.items()):
+                if known is guardian:
+                    del self._by_key[key]
+                    guardian.close()
+
+    def _close_unused(self) -> None:
+        for key, guardian in list(self._by_key.items())[:-_KEPT]:
+            if guardian.running == 0:
+                del self._by_key[key]
+                guardian.close()
+
+    def forget(self) -> None:
+        """In a forked child: the guardians are the parent's, not ours."""
+        for guardian in self._by_key.values():
+            guardian.forget()
+        self._lock = threading.RLock()
+        self._leases = 0
+        self._by_key = {}
+
+
+_KEPT = 2
+_PREFIXES = (
+    "OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "TORCH", "PYTORCH", "PYTHON", "LD_",
+)  # fmt: skip
+
+
+def _is_read_on_import(name: str) -> bool:
+    # The number of threads differs with the world size; a forked rank sets it by torch's function.
+    return name.startswith(_PREFIXES) and name != "OMP_NUM_THREADS"
+
+
+GUARDIANS = Guardians()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=GUARDIANS.forget)
+    os.register_at_fork(after_in_child=Channel.close_all)

@@ -1,0 +1,176 @@
+"""The guardian: a helper process, parent of all local ranks, and their end.
+
+    python -c ... main(control, caller)        run by rankexec.launchers.local
+
+    control   descriptor of a socket to the caller. Messages are pickled tuples:
+              ("preload", names)        first of all, if ranks are to be forked
+              ("start", key, command, environment) and five descriptors:
+                  channel, stacks, stdout, stderr, status; without a command, fork
+              ("park", count, seconds)  keep so many forked ahead, until unused for so long
+              ("signal", key, number)   to the rank itself
+              ("kill", key)             its whole tree, by force
+              ("close",)                end every rank and leave
+    caller    a pidfd of the caller, or -1 where the platform has none
+    status    one pipe for each rank, to the caller: Started, then Ended, or an OSError
+
+The caller may be killed at any moment. A pipe would not tell: the caller's own forked children
+(DataLoader workers) hold its ends too. The pidfd does.
+
+No process of a rank survives it: see `_ranks`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from multiprocess import reduction
+from multiprocess.connection import Connection
+
+from rankexec.errors import PreloadError
+from rankexec.launchers._forked import Begin, Forks, preload
+from rankexec.launchers._ranks import Ranks, become_subreaper, say
+
+__all__ = ("main",)
+
+DESCRIPTORS = 5
+
+
+def main(control: int, caller: int) -> None:
+    """Guard until the caller says "close", or is gone."""
+    become_subreaper()
+    _Guardian(Connection(control), caller).run()
+
+
+class _Guardian:
+    def __init__(self, control: Connection, caller: int) -> None:
+        self._control = control
+        self._caller = caller
+        self._starting: Connection | None = None
+        self._ranks = Ranks()
+        self._closing = False
+        self._forks = Forks(self._close_own)
+        self._refusal: PreloadError | None = None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ, self._on_message)
+        if caller >= 0:
+            self._selector.register(caller, selectors.EVENT_READ, self._close)
+        self._wakeup, waker = socket.socketpair()
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_signal)
+        self._waker = waker
+        for end in (self._wakeup, waker):
+            end.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            # A handler, not SIG_IGN: exec would hand an ignored SIGINT down to the ranks.
+            signal.signal(number, lambda *_: None)
+
+    def run(self) -> None:
+        wait: float | None = None
+        while self._ranks or not self._closing:
+            events = self._selector.select(wait)
+            for key, _ in events:
+                key.data()
+            wait = 0.0 if events else self._forks.tend()
+
+    def _on_message(self) -> None:
+        if self._closing:
+            return
+        try:
+            message = pickle.loads(self._control.recv_bytes())
+            self._obey(*message)
+        except (EOFError, ConnectionError):
+            self._close()
+
+    def _obey(self, kind: str, *details: Any) -> None:
+        if kind == "start":
+            with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+                fds = reduction.recvfds(own, DESCRIPTORS)
+            self._start(fds, *details)
+        elif kind == "preload":
+            try:
+                preload(*details)
+            except PreloadError as error:
+                self._refusal = error
+        elif kind == "park":
+            self._forks.park(*details)
+        elif kind == "signal":
+            self._ranks.signal(*details)
+        elif kind == "kill":
+            self._ranks.kill(*details)
+        else:
+            self._close()
+
+    def _start(
+        self,
+        fds: list[int],
+        key: int,
+        command: list[str] | None,
+        environment: Mapping[str, str],
+    ) -> None:
+        status = Connection(fds.pop(), readable=False)
+        try:
+            if command is not None:
+                pid = _exec(command, environment, fds)
+            elif self._refusal is not None:
+                raise self._refusal
+            else:
+                self._starting = status
+                pid = self._forks.start(Begin(fds, environment))
+        except (OSError, PreloadError) as error:
+            say(status, error)
+            status.close()
+        else:
+            self._ranks.add(key, pid, status)
+        finally:
+            self._starting = None
+            for fd in fds:
+                os.close(fd)
+
+    def _close_own(self) -> None:
+        """In a fork: close what is the guardian's."""
+        if self._starting is not None:
+            self._starting.close()
+        self._ranks.close()
+        self._selector.close()
+        self._control.close()
+        self._wakeup.close()
+        self._waker.close()
+        if self._caller >= 0:
+            os.close(self._caller)
+
+    def _close(self) -> None:
+        self._closing = True
+        for fileobj in [key.fileobj for key in self._selector.get_map().values()]:
+            if fileobj is not self._wakeup:
+                self._selector.unregister(fileobj)
+        self._forks.end_parked()
+        self._ranks.kill_all()
+        self._ranks.reap(self._forks.parked)
+
+    def _on_signal(self) -> None:
+        with suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        self._ranks.reap(self._forks.parked)
+
+
+def _exec(command: list[str], environment: Mapping[str, str], fds: list[int]) -> int:
+    """Start a fresh interpreter; return its pid."""
+    channel, stacks, stdout, stderr = fds
+    process = subprocess.Popen(
+        [*command[:-1], str(channel), str(stacks), str(os.getpid()), command[-1]],
+        env=environment,
+        pass_fds=(channel, stacks),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    process.returncode = 0  # the guardian reaps it, with its resource usage
+    return process.pid

@@ -1,0 +1,158 @@
+"""A rank's process in the caller: what multiprocess wants of it, told by the guardian."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import multiprocess
+import multiprocess.connection
+from multiprocess.process import BaseProcess
+
+from rankexec._gang.call import Seat
+from rankexec._gang.channel import Channel
+from rankexec._gang.worker import STACKS_SIGNAL
+from rankexec.errors import PreloadError
+from rankexec.launchers import Ended, Started
+from rankexec.launchers._guarded import GUARDIANS, Guardian, command_for
+
+__all__ = ("GuardedPopen", "RankProcess")
+
+
+class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no types
+    """A rank on this host: a multiprocess Process whose parent is the guardian."""
+
+    def __init__(
+        self,
+        seat: Seat,
+        environment: Mapping[str, str],
+        find_guardian: Callable[[], Guardian],
+        *,
+        fork: bool,
+    ) -> None:
+        super().__init__(name=f"rank-{seat.rank}")
+        self.environment = dict(environment)
+        self.find_guardian = find_guardian
+        self.fork = fork
+        self.channel: Channel
+        self.stdout = self.stderr = self.stacks = -1
+
+    @staticmethod
+    def _Popen(process: RankProcess) -> GuardedPopen:  # noqa: N802  # multiprocess's hook
+        return GuardedPopen(process)
+
+    def fileno(self) -> int:
+        """Return the status pipe's descriptor."""
+        return self._popen.sentinel  # type: ignore[no-any-return]  # untyped there
+
+    def news(self) -> list[Started | Ended]:
+        """Return what the guardian has said since the last call."""
+        return self._popen.news()  # type: ignore[no-any-return]  # untyped there
+
+    def show_stacks(self) -> None:
+        """Have faulthandler in the rank write the stacks of all its threads."""
+        self._popen.tell("signal", STACKS_SIGNAL)
+
+    def close(self) -> None:
+        """Close the channel and the status pipe; its output is closed by who reads it."""
+        self.channel.close()
+        self._popen.close()
+
+
+class GuardedPopen:
+    """What multiprocess asks of a started process, told by the guardian."""
+
+    method = "guardian"
+    _keys = itertools.count()
+
+    def __init__(self, process: RankProcess) -> None:
+        self.pid: int | None = None
+        self.returncode: int | None = None
+        self._key = next(self._keys)
+        self._lock = threading.Lock()
+        self._news: list[Started | Ended | Exception] = []
+        ours, theirs = multiprocess.Pipe(duplex=True)
+        process.channel = Channel(ours)
+        self._status, status = multiprocess.Pipe(duplex=False)
+        self.sentinel = self._status.fileno()
+        process.stacks, stacks = os.pipe()
+        process.stdout, stdout = os.pipe()
+        process.stderr, stderr = os.pipe()
+        command = None if process.fork else command_for("rankexec._gang.worker")
+        details = (self._key, command, process.environment)
+        fds = [theirs.fileno(), stacks, stdout, stderr, status.fileno()]
+        try:
+            try:
+                self._guardian = process.find_guardian()
+                self._guardian.start(fds, *details)
+            except ConnectionError:  # killed, though not dead when we looked: a new one, once
+                GUARDIANS.discard(self._guardian)
+                self._guardian = process.find_guardian()
+                self._guardian.start(fds, *details)
+        except BaseException:
+            for fd in (process.stacks, process.stdout, process.stderr):
+                os.close(fd)
+            process.channel.close()
+            self._status.close()
+            raise
+        finally:
+            for fd in (stacks, stdout, stderr):
+                os.close(fd)
+            theirs.close()
+            status.close()
+
+    def news(self) -> list[Started | Ended]:
+        self.poll()
+        with self._lock:
+            news, self._news = self._news, []
+        for item in news:
+            if isinstance(item, Exception):  # it could not be started
+                raise item
+        return [item for item in news if not isinstance(item, Exception)]
+
+    def poll(self, _flag: int = 0) -> int | None:
+        """Take in what the guardian has said. multiprocess may call this from any thread."""
+        with self._lock:
+            while self.returncode is None and not self._status.closed and self._status.poll(0):
+                try:
+                    self._take(pickle.loads(self._status.recv_bytes()))
+                except (EOFError, ConnectionError):
+                    self._take(
+                        Ended(None, None, 0.0)
+                    )  # the guardian is gone, and its ranks with it
+        return self.returncode
+
+    def _take(self, item: Started | Ended | Exception) -> None:
+        self._news.append(item)
+        if isinstance(item, Started):
+            self.pid = item.pid
+            return
+        self._guardian.ended()
+        if isinstance(item, PreloadError):  # the next one may find the module mended
+            GUARDIANS.discard(self._guardian)
+        exitcode = item.exitcode if isinstance(item, Ended) else None
+        self.returncode = 255 if exitcode is None else exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        while self.poll() is None:
+            if not multiprocess.connection.wait([self.sentinel], timeout) and timeout is not None:
+                return None
+        return self.returncode
+
+    def tell(self, kind: str, *details: Any) -> None:
+        self._guardian.tell(kind, self._key, *details)
+
+    def terminate(self) -> None:
+        self.tell("signal", signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.tell("kill")
+
+    def close(self) -> None:
+        with self._lock:
+            self._status.close()

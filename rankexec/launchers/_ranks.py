@@ -1,0 +1,142 @@
+"""The ranks that a guardian has started, and their end.
+
+No process of a rank survives it. The guardian and every rank are subreapers: whatever a rank has
+started stays below that rank while it lives, and comes to the guardian when it is dead, whether it
+was daemonized, forked twice or put in a session of its own. So a child of the guardian that is no
+rank belongs to a rank that is gone. It is killed; its children come next; the rank is reported as
+ended only when none is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import time
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from loky.backend.utils import kill_process_tree
+from multiprocess.connection import Connection
+
+from rankexec.launchers import Ended, Started
+
+__all__ = ("Ranks", "become_subreaper", "say")
+
+_PR_SET_CHILD_SUBREAPER = 36
+_MAXRSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants of this process its children (Linux; nothing elsewhere)."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def say(status: Connection, news: Any) -> None:
+    """Tell the caller what became of a rank."""
+    with suppress(OSError):  # the caller is gone; we shall hear of it
+        status.send_bytes(pickle.dumps(news))
+
+
+@dataclass
+class _Rank:
+    key: int
+    pid: int
+    status: Connection
+    ended: Ended | None = None
+
+    def join(self) -> None:
+        """Do not wait: loky calls this after a kill, and SIGCHLD tells us when it is done."""
+
+
+class Ranks:
+    """Those that run, and those that are dead but may have orphans."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, _Rank] = {}  # by pid
+        self._dead: list[_Rank] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._running or self._dead)
+
+    def add(self, key: int, pid: int, status: Connection) -> None:
+        """Take in a process that was started as a rank, and say so."""
+        self._running[pid] = _Rank(key, pid, status)
+        say(status, Started(pid, time.monotonic()))
+
+    def close(self) -> None:
+        """In a fork: close what belongs to other ranks."""
+        for rank in [*self._running.values(), *self._dead]:
+            rank.status.close()
+
+    def signal(self, key: int, number: int) -> None:
+        """Send a signal to a rank, if it runs."""
+        if rank := self._find(key):
+            os.kill(rank.pid, number)  # not reaped yet, so the pid is still this rank's
+
+    def kill(self, key: int) -> None:
+        """Kill a rank and its descendants."""
+        if rank := self._find(key):
+            self._kill_tree(rank)
+
+    def kill_all(self) -> None:
+        """Kill every rank and its descendants."""
+        for rank in list(self._running.values()):
+            self._kill_tree(rank)
+
+    def reap(self, parked: dict[int, Connection]) -> None:
+        """Take in who has died, kill their orphans, report those that have none left.
+
+        Called again for each death, an orphan's too, so it never needs to wait.
+        """
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if line := parked.pop(pid, None):  # somebody has killed it
+                line.close()
+            if rank := self._running.pop(pid, None):
+                exitcode = os.waitstatus_to_exitcode(status)
+                rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
+                self._dead.append(rank)
+        if self._dead and not _kill_others(self._running.keys() | parked.keys()):
+            for rank in self._dead:
+                say(rank.status, rank.ended)
+                rank.status.close()
+            self._dead.clear()
+
+    def _find(self, key: int) -> _Rank | None:
+        return next((rank for rank in self._running.values() if rank.key == key), None)
+
+    @staticmethod
+    def _kill_tree(rank: _Rank) -> None:
+        # The descendants first: DataLoader workers hold the rank's sockets and pipes, and its
+        # peers notice nothing until they are gone; a rank of gigabytes takes long to be torn down.
+        kill_process_tree(rank)
+
+
+def _kill_others(ours: Container[int]) -> bool:
+    """Kill this process's children other than `ours`. Returns whether there were any."""
+    orphans = [pid for pid in _children() if pid not in ours]
+    for pid in orphans:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(orphans)
+
+
+def _children() -> list[int]:
+    """Return the pids of this process's children, the dead but not yet reaped among them."""
+    try:
+        # Exact for us: only a reaped child leaves this list, and only this thread reaps.
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:
+        return [child.pid for child in psutil.Process().children()]

@@ -1,0 +1,134 @@
+"""Children on this host: each is started by the guardian, and ended by it.
+
+This is the caller's side; the guardian's is in `_guardian`, the child's in `rankexec._gang.worker`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from multiprocess import reduction
+
+from rankexec._gang.call import Seat
+from rankexec._gang.restore import base_environment
+from rankexec.contexts import TorchDDPCtx
+from rankexec.launchers._guarded import GUARDIANS, Guardian
+from rankexec.launchers._popen import RankProcess
+
+__all__ = ("LocalLauncher",)
+
+# The first is the default. Libraries of macOS do not stand a fork without exec.
+_START_METHODS = ("spawn", "forkserver") if sys.platform == "darwin" else ("forkserver", "spawn")
+
+
+class LocalLauncher:
+    """Starts ranks on this host, all of them as children of a guardian process.
+
+    The guardian is started in the background when the first executor is made and ends with the
+    last one, or with `close()`. Launchers that need the same guardian share it.
+
+    Args:
+        start_method: "forkserver": ranks are forked from a guardian that has imported `preload`,
+            and torch if the caller has: fresh processes in milliseconds. "spawn": every rank is a
+            fresh interpreter. None: the first, but on macOS the second.
+        preload: modules for the guardian to import, by name; none may start threads or touch
+            CUDA.
+        standby: keep as many children forked ahead as the last gang had.
+        standby_ttl: seconds after which children forked ahead and not used are ended.
+
+    Raises:
+        TypeError, ValueError: a wrong argument, or a platform without Unix sockets (Windows).
+    """
+
+    def __init__(
+        self,
+        start_method: str | None = None,
+        *,
+        preload: Iterable[str] = (),
+        standby: bool = False,
+        standby_ttl: float = 60.0,
+    ) -> None:
+        start_method = _START_METHODS[0] if start_method is None else start_method
+        if start_method not in _START_METHODS:
+            raise ValueError(f"start_method takes one of {_START_METHODS}, got {start_method!r}")
+        if not hasattr(socket, "AF_UNIX") or not reduction.HAVE_SEND_HANDLE:
+            raise ValueError(
+                "LocalLauncher passes descriptors over Unix sockets, which this platform lacks; "
+                "rankexec runs on Linux (tested) and is written for macOS"
+            )
+        if isinstance(standby_ttl, bool) or not isinstance(standby_ttl, (int, float)):
+            raise TypeError(f"standby_ttl takes seconds above 0, got {standby_ttl!r}")
+        if not standby_ttl > 0:
+            raise ValueError(f"standby_ttl takes seconds above 0, got {standby_ttl!r}")
+        self.start_method = start_method
+        self.preload = _checked_preload(preload)
+        self.standby = bool(standby)
+        self.standby_ttl = float(standby_ttl)
+        if start_method == "spawn" and (self.preload or self.standby):
+            raise ValueError("preload and standby need start_method='forkserver'")
+
+    def lease(self, preload: Sequence[str] = ()) -> None:
+        """Start the guardian in the background, if there is none yet."""
+        GUARDIANS.lease()
+        self.find_guardian(base_environment(), preload)
+
+    def release(self) -> None:
+        """End the guardian, and what is left of its ranks, with the last lease."""
+        GUARDIANS.release()
+
+    def close(self) -> None:
+        """End every guardian of this process now, with all its ranks; used again, it restarts."""
+        GUARDIANS.close()
+
+    def find_guardian(
+        self, environment: Mapping[str, str], preload: Sequence[str] = ()
+    ) -> Guardian:
+        """Return a living guardian for a rank with this environment.
+
+        Torch is preloaded if the caller has it: to import it costs a second, and ranks of a caller
+        without it would wait for nothing.
+        """
+        if self.start_method == "spawn":
+            return GUARDIANS.get(environment, None)
+        torch = TorchDDPCtx.preload if "torch" in sys.modules else ()
+        return GUARDIANS.get(environment, tuple(dict.fromkeys([*torch, *preload, *self.preload])))
+
+    def start(
+        self,
+        seats: Sequence[Seat],
+        environments: Sequence[Mapping[str, str]],
+        preparation: dict[str, Any],
+    ) -> Iterator[RankProcess]:
+        """Start the processes of a gang, one by one; each is there soon after it is yielded."""
+        for seat, environment in zip(seats, environments, strict=True):
+            find = partial(self.find_guardian, environment)
+            process = RankProcess(seat, environment, find, fork=self.start_method != "spawn")
+            process.start()
+            with suppress(ConnectionError):  # the guardian has just died; the process says so
+                process.channel.send("prepare", preparation)
+            yield process
+        if self.standby and seats:
+            guardian = self.find_guardian(environments[0])
+            guardian.tell("park", len(seats), self.standby_ttl)
+
+
+def _checked_preload(preload: Any) -> tuple[str, ...]:
+    if isinstance(preload, (str, bytes)) or not isinstance(preload, Iterable):
+        raise TypeError(f"preload takes a list of module names, got {preload!r}")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload takes module names, got {name!r}")
+        try:
+            found = importlib.util.find_spec(name.partition(".")[0])
+        except ValueError:  # for instance "", or a module without a spec
+            found = None
+        if found is None:
+            raise ValueError(f"preload names {name!r}, and no such module can be found")
+    return names

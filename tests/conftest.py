@@ -1,0 +1,162 @@
+"""Fixtures: every test leaves its process as it found it; executors in both modes."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from rankexec import LocalLauncher, RankedExecutor
+from rankexec.launchers import local
+from rankexec.launchers._guarded import GUARDIANS
+
+SETTLE_SECONDS = 10.0
+"""How long leftovers may take to go (a process being torn down); a bound, not a wait."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Run the tests over another launcher than the default."""
+    choices = ["forkserver", "standby", "spawn"]
+    parser.addoption("--launcher", choices=choices, default=choices[0])
+
+
+def _children() -> list[str]:
+    guardians = [guardian._process.pid for guardian in GUARDIANS._by_key.values()]
+    shown = []
+    for process in psutil.Process().children(recursive=True):
+        if process.pid in guardians:  # `_launcher` holds it; ranks that it has left are listed
+            continue
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "resource_tracker" not in command:
+            shown.append(f"{process.pid} {process.status()} {command[:200]}")
+    return shown
+
+
+def _descriptors() -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        kinds[target.split(":")[0] if ":[" in target else target] += 1
+    return kinds
+
+
+class _State:
+    """What a test must leave as it was."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.children = _children()
+        # pytest-timeout's own thread is named after its test, and may not stand yet, or any more.
+        names = (t.name for t in threading.enumerate())
+        self.threads = sorted(name for name in names if not name.startswith("pytest_timeout"))
+        self.descriptors = _descriptors()
+        self.descriptors["socket"] -= len(GUARDIANS._by_key)  # one to each, kept by `_launcher`
+        # Named semaphores come and go with other programs of this host (another run of these tests,
+        # say); ranks' own, for DataLoader workers, have no name for long.
+        self.shared_memory = sorted(n for n in os.listdir("/dev/shm") if not n.startswith("sem."))
+        self.environ = dict(os.environ)
+        self.handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}
+        self.faulthandler = faulthandler.is_enabled()
+        self.main = sys.modules["__main__"]
+        self.cwd = os.getcwd()
+        self.path = list(sys.path)
+        self.wakeup_fd = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self.wakeup_fd)
+
+    def more_than(self, before: _State) -> dict[str, Any]:
+        """Return what is here and was not there; changed values too."""
+        found: dict[str, Any] = {
+            name: (getattr(before, name), getattr(self, name))
+            for name in ("threads", "shared_memory", "handlers", "faulthandler", "cwd", "wakeup_fd")
+            if getattr(self, name) != getattr(before, name)
+        }
+        if self.children:
+            found["children"] = self.children
+        if more := self.descriptors - before.descriptors:
+            found["descriptors"] = more
+        ignored = {"PYTEST_CURRENT_TEST"}
+        for name in (self.environ.keys() | before.environ.keys()) - ignored:
+            if self.environ.get(name) != before.environ.get(name):
+                found[name] = (before.environ.get(name), self.environ.get(name))
+        if self.main is not before.main:
+            found["__main__"] = (before.main, self.main)
+        return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launcher(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make the launcher under test the default; let one guardian serve all tests."""
+    kind = request.config.getoption("--launcher")
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "spawn":
+            patch.setattr(local, "_START_METHODS", ("spawn", "forkserver"))
+        if kind == "standby":  # a guardian held here would hold parked children, too
+            patch.setitem(LocalLauncher.__init__.__kwdefaults__, "standby", True)
+            yield
+            return
+        launcher = LocalLauncher()
+        launcher.lease()
+        yield
+        launcher.release()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(_launcher: None) -> None:
+    """Let libraries open once what they keep for good (torch's threads, event descriptors)."""
+    try:
+        import torch.distributed  # noqa: F401  # for what it opens
+    except ImportError:
+        return
+    from rankexec import TorchDDPCtx
+
+    with RankedExecutor(1, ctx=TorchDDPCtx()) as executor:
+        executor.submit(os.getpid).result()
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Fail a test that leaves anything behind: see `_State`."""
+    before = _State()
+    yield
+    limit = time.monotonic() + SETTLE_SECONDS
+    while left := _State().more_than(before):
+        if time.monotonic() > limit:
+            pytest.fail(f"left behind: {left}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(params=[0, None], ids=["caller_rank=0", "caller_rank=None"])
+def caller_rank(request: pytest.FixtureRequest) -> int | None:
+    """Both modes: the caller is a rank, or every rank is a child."""
+    return request.param
+
+
+@pytest.fixture
+def make_executor(caller_rank: int | None) -> Iterator[Callable[..., RankedExecutor]]:
+    """Make executors in the mode under test; they are shut down after it."""
+    made: list[RankedExecutor] = []
+
+    def make(world_size: int = 2, **options: Any) -> RankedExecutor:
+        executor = RankedExecutor(world_size, **{"caller_rank": caller_rank, **options})
+        made.append(executor)
+        return executor
+
+    yield make
+    for executor in made:
+        executor.shutdown()

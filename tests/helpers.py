@@ -1,0 +1,212 @@
+"""What several test files share: bounded polls, and scripts in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from rankexec.launchers._guarded import GUARDIANS
+
+T = TypeVar("T")
+
+with_the_caller = pytest.mark.parametrize("caller_rank", [0], ids=["caller_rank=0"])
+"""For a test of the mode in which the caller is a rank."""
+with_children_only = pytest.mark.parametrize("caller_rank", [None], ids=["caller_rank=None"])
+"""For a test of the mode in which every rank is a child."""
+WAIT_SECONDS = 30.0
+"""How long a poll goes on; a bound for a loaded machine, not a wait."""
+MARK = "RANKEXEC_TEST_MARK"
+"""Environment variable that a script and all that it starts inherit."""
+
+
+def wait_until(predicate: Callable[[], T], what: str = "", seconds: float = WAIT_SECONDS) -> T:
+    """Poll until `predicate` returns something true, and return that."""
+    limit = time.monotonic() + seconds
+    while not (value := predicate()):
+        if time.monotonic() > limit:
+            raise AssertionError(f"not within {seconds:g} s: {what or predicate!r}")
+        time.sleep(0.01)
+    return value
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process lives; one that is dead and not yet reaped does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def own_processes() -> list[int]:
+    """Return the pids below this process, except guardians' and multiprocess's own helper's."""
+    guardians = [guardian._process.pid for guardian in GUARDIANS._by_key.values()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too
+            helper = "resource_tracker" in " ".join(process.cmdline())
+            if not helper and process.pid not in guardians:
+                found.append(process.pid)
+    return found
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes whose environment carries `mark`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def run_python(
+    arguments: Sequence[str],
+    cwd: Path,
+    *,
+    stdin: str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python with arguments, as a user would in a terminal, until nothing of it is left.
+
+    It finds what the tests find, and the modules beside them. Fails if a process that it started
+    outlives it.
+    """
+    mark = uuid.uuid4().hex
+    path = [os.path.dirname(__file__), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            MARK: mark,
+            **(env or {}),
+        },
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(stdin, timeout)
+        wait_until(lambda: not marked(mark), "no process of the script is left", 10)
+    finally:
+        for left in marked(mark):
+            left.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr, process.stdin):
+            if stream is not None:
+                stream.close()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_script(tmp_path: Path, source: str, **options: object) -> str:
+    """Run a script to its end and return what it printed; its stderr has to be empty."""
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    done = run_python([str(script)], tmp_path, **options)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+class Marks:
+    """A directory where processes write down their pids, with `faulty_ranks.mark`."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def names(self) -> list[str]:
+        """Return all marks, "rank-pid" each."""
+        return sorted(n for n in os.listdir(self.directory) if n[0].isdigit() and n[-1].isdigit())
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many processes have left their mark."""
+        wait_until(lambda: len(self.names()) >= count, f"{count} marks")
+
+    def living(self) -> list[psutil.Process]:
+        """Return the processes among them that live, other than this one."""
+        found = []
+        for name in self.names():
+            pid, born = (self.directory / name).read_text(encoding="ascii").split()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(int(pid))
+                # Not another one that got the same pid.
+                same = abs(process.create_time() - float(born)) < 5
+                if same and process.pid != os.getpid() and is_running(process.pid):
+                    found.append(process)
+        return found
+
+    def held(self) -> bool:
+        """Return whether a process holds the lock that `faulty_ranks.leave_runaway` took."""
+        with open(self.directory / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Forget all marks."""
+        for name in self.names():
+            (self.directory / name).unlink()
+
+
+_FAULT_HEADER = """\
+import asyncio, contextlib, os, signal, sys, threading, time
+from concurrent.futures import CancelledError
+from functools import partial
+import faulty_ranks
+from faulty_ranks import *
+from rankexec import RankedExecutor, TorchDDPCtx
+
+marks = sys.argv[1]
+
+"""
+
+
+@contextlib.contextmanager
+def running_script(tmp_path: Path, marks: Marks, body: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a script in a process group of its own; it finds `faulty_ranks` and `marks`.
+
+    Whatever it leaves is killed in the end, should the library have failed.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(_FAULT_HEADER + textwrap.dedent(body), encoding="utf-8")
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(marks)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for left in marks.living():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.kill()
+        process.communicate()

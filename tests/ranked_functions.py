@@ -1,0 +1,85 @@
+"""What ranks run in the tests: small functions of a module, so that they go by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+def rank() -> int:
+    """Return this rank."""
+    return int(os.environ["RANK"])
+
+
+def variables(*names: str) -> dict[str, str | None]:
+    """Return environment variables of this rank."""
+    return {name: os.environ.get(name) for name in names}
+
+
+def raise_on(which: int, error: BaseException) -> int:
+    """Raise on one rank; the others sleep until they are ended."""
+    if rank() == which:
+        raise error
+    time.sleep(600)
+    return rank()
+
+
+def returning(value: Any) -> Any:
+    """Return what came in."""
+    return value
+
+
+def announce(directory: str, *, then_sleep: float = 0) -> int:
+    """Write this process's pid into a file named after its rank; then sleep."""
+    path = os.path.join(directory, os.environ["RANK"])
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{path}.new", path)
+    time.sleep(then_sleep)
+    return os.getpid()
+
+
+def wait_for(path: str) -> float:
+    """Wait until a file is there, a minute at most; return when it was."""
+    limit = time.monotonic() + 60
+    while not os.path.exists(path):
+        if time.monotonic() > limit:
+            raise TimeoutError(path)
+        time.sleep(0.005)
+    return time.monotonic()
+
+
+def meet(directory: str, name: str, *others: str) -> dict[str, str | None]:
+    """Leave a file and wait for those of others: only calls that run side by side come back."""
+    with open(os.path.join(directory, name), "w", encoding="ascii"):
+        pass
+    for other in others:
+        wait_for(os.path.join(directory, other))
+    return variables("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")
+
+
+def nested(caller_rank: int | None) -> Any:
+    """Submit inside a rank; return what came of it, or of its refusal."""
+    from rankexec import RankedExecutor
+
+    try:
+        with RankedExecutor(2, caller_rank=caller_rank, gather=True) as executor:
+            return executor.submit(variables, "RANK", "WORLD_SIZE").result()
+    except RuntimeError as error:
+        return str(error)
+
+
+def change_the_process() -> None:
+    """Change what belongs to the whole process, and fail."""
+    import signal
+    import sys
+    import types
+
+    os.environ["RANKEXEC_TEST_NEW"] = "1"
+    os.environ["PATH"] = "changed"
+    del os.environ["RANK"]
+    os.chdir("/")
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise ValueError("changed everything")

@@ -1,0 +1,206 @@
+"""Ranks forked from the guardian are as fresh as spawned ones, and it is looked after."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import is_running, run_script, wait_until
+
+from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
+from rankexec.launchers._guarded import GUARDIANS
+
+
+def executor_with(launcher: LocalLauncher, world_size: int = 2, **options) -> RankedExecutor:
+    """Return an executor of children only, whose results are gathered."""
+    defaults = {"caller_rank": None, "gather": True, "timeout": 60}
+    return RankedExecutor(world_size, launcher=launcher, **{**defaults, **options})
+
+
+def guardian_pid() -> int:
+    """Return the pid of the guardian that was used last."""
+    return list(GUARDIANS._by_key.values())[-1]._process.pid
+
+
+def draw() -> list[float]:
+    """Return a number of every generator that a preloaded module may share."""
+    numbers = [random.random()]
+    if "numpy" in sys.modules:
+        numbers.append(float(sys.modules["numpy"].random.random()))
+    if "torch" in sys.modules:
+        numbers.append(float(sys.modules["torch"].rand(1, dtype=sys.modules["torch"].double)))
+    return numbers
+
+
+def surroundings() -> tuple[object, ...]:
+    """Return what a child takes over from its caller."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return os.getcwd(), os.environ.get("SOME_VARIABLE"), sys.path[0], umask, sys.argv
+
+
+def test_no_two_ranks_draw_the_same():
+    """Two gangs of a guardian that has loaded numpy and torch: all their numbers differ."""
+    numpy = pytest.importorskip("numpy")
+    with executor_with(LocalLauncher("forkserver", preload=["numpy.random"])) as executor:
+        drawn = [numbers for _ in range(2) for numbers in executor.submit(draw).result()]
+    assert len(drawn) == 4
+    assert len(drawn[0]) >= 2, numpy
+    for same_generator in zip(*drawn, strict=True):
+        assert len(set(same_generator)) == 4
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_surroundings_are_those_of_now(method, tmp_path, monkeypatch):
+    """A child has the caller's cwd, environment, sys.path, umask and argv at its submit."""
+    with executor_with(LocalLauncher(method)) as executor:
+        executor.submit(os.getpid).result()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SOME_VARIABLE", "now")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        umask = os.umask(0o027)
+        try:
+            found = executor.submit(surroundings).result()
+        finally:
+            os.umask(umask)
+    assert found == [(str(tmp_path), "now", str(tmp_path), 0o027, sys.argv)] * 2
+
+
+def test_every_gang_has_new_processes():
+    """No process is used twice."""
+    with executor_with(LocalLauncher("forkserver")) as executor:
+        pids = [pid for _ in range(5) for pid in executor.submit(os.getpid).result()]
+    assert len(set(pids)) == 10
+
+
+def test_unknown_preload_is_refused_at_once():
+    """A name that no module has fails in the constructor."""
+    with pytest.raises(ValueError, match="'no_such_module_at_all'"):
+        LocalLauncher(preload=["no_such_module_at_all"])
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('not today')", "not today"),
+        ("import threading\nthreading.Timer(600, print).start()", "Thread-"),
+    ],
+    ids=["does not import", "starts a thread"],
+)
+def test_preload_that_cannot_be_forked(source, reason, tmp_path, monkeypatch):
+    """The gang fails with the module's name and the reason; spawn is still there."""
+    (tmp_path / "bad_preload.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with executor_with(LocalLauncher("forkserver", preload=["bad_preload"])) as executor:
+        error = executor.submit(os.getpid).exception()
+    assert type(error) is PreloadError
+    assert error.module == "bad_preload"
+    assert reason in str(error)
+    with executor_with(LocalLauncher("spawn")) as executor:
+        assert len(executor.submit(os.getpid).result()) == 2
+
+
+def test_guardian_killed_between_gangs():
+    """It is started again, and nobody notices."""
+    with executor_with(LocalLauncher()) as executor:
+        executor.submit(os.getpid).result()
+        old = guardian_pid()
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: not is_running(old), "it is dead")
+        assert len(executor.submit(os.getpid).result()) == 2
+        assert guardian_pid() != old
+
+
+@pytest.mark.parametrize("rank", [0, None], ids=["caller_rank=0", "caller_rank=None"])
+def test_guardian_killed_during_a_gang(rank, tmp_path):
+    """The gang ends with an error that says so; the next one works."""
+    with executor_with(LocalLauncher(), caller_rank=rank) as executor:
+        error = executor.submit(kill_guardian_of, str(tmp_path)).exception()
+        assert type(error) is LauncherDied
+        written = [int(path.name) for path in Path(tmp_path).iterdir()]
+        wait_until(lambda: not any(is_running(pid) for pid in written), "its ranks are gone")
+        assert len(executor.submit(os.getpid).result()) == 2
+
+
+def kill_guardian_of(directory: str) -> None:
+    """Kill this gang's guardian, from its last rank; all ranks wait for what comes."""
+    if os.environ["RANK"] == "1":
+        (Path(directory) / str(os.getpid())).touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def test_variables_read_on_import_have_a_guardian_of_their_own():
+    """A rank's TORCH_ variable was there before torch was imported; two guardians are kept."""
+    with executor_with(LocalLauncher("forkserver")) as executor:
+        first = parents(executor)
+        other = parents(executor.options(env={"TORCH_SOMETHING": "1"}))
+        assert first != other
+        assert parents(executor) == first
+        third = parents(executor.options(env={"TORCH_SOMETHING": "2"}))
+        assert third not in (first, other)
+        assert len(GUARDIANS._by_key) == 2
+        wait_until(lambda: not all(map(is_running, (first, other))), "one of the older has ended")
+
+
+def parents(executor: RankedExecutor) -> int:
+    """Return the pid of the process that this executor's ranks are children of."""
+    (parent,) = set(executor.submit(os.getppid).result())
+    return parent
+
+
+def parked() -> list[psutil.Process]:
+    """Return the children of the guardian."""
+    return psutil.Process(guardian_pid()).children()
+
+
+def test_standby_uses_children_forked_ahead():
+    """The next gang's processes exist before it is submitted, and end when nobody needs them."""
+    launcher = LocalLauncher(standby=True)
+    with executor_with(launcher) as executor:
+        executor.submit(os.getpid).result()
+        ahead = wait_until(lambda: len(parked()) == 2 and [p.pid for p in parked()], "two parked")
+        assert sorted(executor.submit(os.getpid).result()) == sorted(ahead)
+        wait_until(lambda: len(parked()) == 2, "two more")
+        launcher.close()
+
+
+def test_standby_child_killed_while_parked():
+    """The gang gets another one."""
+    launcher = LocalLauncher(standby=True)
+    with executor_with(launcher) as executor:
+        executor.submit(os.getpid).result()
+        first, _ = wait_until(lambda: len(parked()) == 2 and parked(), "two parked")
+        first.kill()
+        wait_until(lambda: not is_running(first.pid), "it is dead")
+        assert len(set(executor.submit(os.getpid).result())) == 2
+        launcher.close()
+
+
+def test_standby_ends_unused():
+    """Parked children are ended when nobody used them for `standby_ttl` seconds."""
+    launcher = LocalLauncher(standby=True, standby_ttl=0.3)
+    with executor_with(launcher) as executor:
+        executor.submit(os.getpid).result()
+        wait_until(lambda: not parked(), "none parked")
+        assert len(executor.submit(os.getpid).result()) == 2
+        launcher.close()
+
+
+def test_nothing_is_left_of_standby(tmp_path):
+    """A script with parked children leaves nothing, with a shutdown and without one."""
+    source = """
+import os
+from rankexec import LocalLauncher, RankedExecutor
+executor = RankedExecutor(2, launcher=LocalLauncher(standby=True))
+executor.submit(os.getpid).result()
+print("done")
+"""
+    assert run_script(tmp_path, source) == "done\n"
+    assert run_script(tmp_path, source + "executor.shutdown()") == "done\n"
