@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,8 +72,7 @@ def destroy_group() -> None:
 
 def abort_nccl() -> None:
     """Free the caller's rank from an NCCL collective whose peers are gone."""
-    import torch.distributed as dist
-    from torch.distributed import distributed_c10d
-
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        distributed_c10d._abort_process_group()
+    # No import statement: the rank may be in the middle of that import, and hold its lock.
+    c10d: Any = sys.modules.get("torch.distributed.distributed_c10d")
+    if c10d is not None and c10d.is_initialized() and c10d.get_backend() == "nccl":
+        c10d._abort_process_group()

@@ -3,8 +3,10 @@
 A context for ranks is any context manager. If it has a method `caller_side(world_size,
 caller_rank)`, that is entered once per gang in the caller, before any rank is started, and what it
 yields (a mapping of names to strings, None to unset one) is added to the ranks' environment. It is
-left when all ranks have left the context, or early to free a caller's rank that hangs in it. If it
-has an attribute `preload`, these are modules for a launcher to import ahead.
+left when all ranks have left the context, or after seconds if the caller's rank hangs in it. A
+method `caller_abort()` frees that rank: it is called when the gang has failed and the other ranks
+are ended, from another thread of the caller, again and again until the rank has left. If it has an
+attribute `preload`, these are modules for a launcher to import ahead.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ __all__ = ("TorchDDPCtx",)
 
 _STORE = "_RANKEXEC_STORE"
 """Where the caller's store listens, as host:port; not MASTER_PORT, which is the user's to use."""
+_CONNECT = timedelta(seconds=30)
 
 
 class TorchDDPCtx:
@@ -137,8 +140,10 @@ class TorchDDPCtx:
             return
         with loopback_store(self.timeout) as address:
             yield {_STORE: address}
-        if caller_rank is not None:
-            abort_nccl()
+
+    def caller_abort(self) -> None:
+        """Free the caller's rank from a collective of NCCL, which ignores that its peers died."""
+        abort_nccl()
 
     def __enter__(self) -> TorchDDPCtx:  # noqa: PYI034  # Self came with 3.11
         """Join the group (in a rank)."""
@@ -192,7 +197,11 @@ class TorchDDPCtx:
             store = dist.TCPStore(self.addr, self.port, size, is_master=rank == 0, **limit)
         else:
             host, _, port = os.environ[_STORE].rpartition(":")
-            store = dist.TCPStore(host, int(port), is_master=False, **limit)
+            # The server stood before this rank began. Should it be gone, because the gang is being
+            # ended, torch would try again for as long as a collective may take.
+            patience = min(_CONNECT, self.timeout or _CONNECT)
+            store = dist.TCPStore(host, int(port), is_master=False, timeout=patience)
+            store.set_timeout(self.timeout or dist.distributed_c10d.default_pg_timeout)
         return dist.PrefixStore("rankexec", store)
 
 

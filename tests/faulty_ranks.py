@@ -341,6 +341,25 @@ class NeverJoins(TorchDDPCtx):
         return super().__enter__()
 
 
+class Aborts:
+    """Frees the caller's rank from `wait_for_test` when it is asked to."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def caller_abort(self) -> None:
+        """Release the lock; break afterwards, perhaps."""
+        TEST.release()
+        if self.fails:
+            raise OSError("cannot abort")
+
+
 # --- torch ---
 
 

@@ -59,11 +59,11 @@ def by_rank(text: str) -> dict[str, list[str]]:
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)
     text = re.sub(r"\b(pid N on) [\w.-]+", r"\1 host", text)
     text = re.sub(r"\b\d+\.\d+ s\b", "N s", text)
-    # `print` in the caller writes its text and the end of its line one after the other, and a line
-    # of another rank may come between the two.
-    text = re.sub(r"(?m)^((?!\[rank ).+?)(\[rank \d+\] .*)\n\n", r"\1\n\2\n", text)
+    # `print` in the caller writes its text and the end of its line one after the other, and lines
+    # of other ranks may come between the two.
+    text = re.sub(r"(?<=[^\n])(?=\[rank \d+\] )", "\n", text)
     lines = defaultdict(list)
-    for line in text.splitlines():
+    for line in filter(None, text.splitlines()):
         lines["".join(re.findall(r"^\[rank \d+\]", line))].append(line.rstrip())
     return lines
 

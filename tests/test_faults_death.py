@@ -180,6 +180,28 @@ def test_callers_rank_that_cannot_be_broken_off(monkeypatch, warnings_are):
     assert "wait_for_test" in message
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_context_that_frees_the_callers_rank(recwarn, fails):
+    """What nothing of ours can break off, its context can; how often it is asked is not said."""
+    found = []
+
+    def submit(executor):
+        dies = partial(os._exit, 7)
+        found.append(executor.submit(one_does, 1, dies, faulty_ranks.wait_for_test).exception())
+
+    with faulty_ranks.TEST, RankedExecutor(WORLD, ctx=faulty_ranks.Aborts(fails)) as executor:
+        thread = threading.Thread(target=submit, args=(executor,), daemon=True)
+        thread.start()
+        thread.join(60)
+        faulty_ranks.TEST.acquire()
+        assert type(found[0]) is RankDied
+    texts = [str(warning.message) for warning in recwarn]
+    assert (
+        texts
+        == ["the context of rank 0, which was to abort, raised OSError('cannot abort')"] * fails
+    )
+
+
 @pytest.mark.parametrize(
     "ending",
     [int, partial(throw, ValueError()), partial(os._exit, 7)],

@@ -66,23 +66,16 @@ def test_200_gangs_in_a_row(make_executor):
         (partial(one_does, 1, partial(throw, ValueError())), ValueError),
         (partial(one_does, 1, partial(os._exit, 7)), RankDied),
     ]
-    executor = make_executor(output="caller")
 
     def run(count):
+        executor = make_executor(output="caller")
         for index in range(count):
             call, error = kinds[index % len(kinds)]
             assert type(executor.submit(call).exception()) is error
+        executor.shutdown()  # the last gang may still be on its way out when its future is done
+        return _Growth()
 
-    def settle():
-        # The last gang may still be on its way out when its future is done.
-        executor.options(timeout=60).submit(int).result()
-
-    run(20)
-    settle()
-    before = _Growth()
-    run(200)
-    settle()
-    after = _Growth()
+    before, after = run(20), run(200)
     assert after.counts == before.counts
     assert after.objects - before.objects < 100
     for more, less in zip(after.memory, before.memory, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import signal
 import socket
@@ -239,7 +239,7 @@ def test_group_after_one_that_the_caller_could_not_make():
             store=dist.HashStore(),
             rank=0,
             world_size=WORLD,
-            timeout=datetime.timedelta(seconds=0.1),
+            timeout=dt.timedelta(seconds=0.1),
         )
     with RankedExecutor(WORLD, ctx=TorchDDPCtx(), timeout=60) as executor:
         assert executor.submit(all_reduce).result() == WORLD

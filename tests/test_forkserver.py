@@ -164,9 +164,14 @@ def test_standby_uses_children_forked_ahead():
     """The next gang's processes exist before it is submitted, and end when nobody needs them."""
     launcher = LocalLauncher(standby=True)
     with executor_with(launcher) as executor:
-        executor.submit(os.getpid).result()
-        ahead = wait_until(lambda: len(parked()) == 2 and [p.pid for p in parked()], "two parked")
-        assert sorted(executor.submit(os.getpid).result()) == sorted(ahead)
+        used = set(executor.submit(os.getpid).result())  # they may still be on their way out
+
+        def forked_ahead():
+            pids = {process.pid for process in parked()} - used
+            return len(pids) == 2 and pids
+
+        ahead = wait_until(forked_ahead, "two parked")
+        assert set(executor.submit(os.getpid).result()) == ahead
         wait_until(lambda: len(parked()) == 2, "two more")
         launcher.close()
 

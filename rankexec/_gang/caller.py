@@ -1,7 +1,7 @@
 """The calling thread as a rank, and how it is broken off.
 
-`CallerRank.break_out` and `shut_sockets` are for the supervising thread, all else is the calling
-thread's.
+`CallerRank.break_out`, `cut_off` and `stack` are for the supervising thread, all else is the
+calling thread's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class GangEnded(BaseException):
 class CallerRank:
     """The calling thread while it is a rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self._thread = threading.get_ident()
         self._in_main = threading.current_thread() is threading.main_thread()
         self._lock = threading.Lock()
@@ -44,6 +45,7 @@ class CallerRank:
         self._sockets_before: dict[int, tuple[int, int]] = {}
         self._listening_before: set[int] = set()
         self._break_signal: int | None = None
+        self._abort: Callable[[], None] | None = None
 
     def run(
         self,
@@ -57,6 +59,7 @@ class CallerRank:
         """Run the call in this thread; the same stages as in a child. See `perform`."""
         restore_environment(environment)
         info.started = info.ready = time.monotonic()
+        self._abort = getattr(context, "caller_abort", None)
         self._sockets_before, self._listening_before = tcp_sockets()
         with namespace.with_imports(imports), self._break_handler():
             return perform(call, context, self, report, info)
@@ -92,8 +95,19 @@ class CallerRank:
             elif self._break_signal is not None:
                 signal.pthread_kill(self._thread, self._break_signal)
 
-    def shut_sockets(self) -> None:
-        """Shut the sockets that this rank has connected: frees a rendezvous, or a silent peer.
+    def cut_off(self) -> None:
+        """Have the context abort, and shut the sockets that this rank has connected.
+
+        That frees it from a rendezvous, or from a peer that has gone silent.
+        """
+        self._shut_sockets()
+        abort, self._abort = self._abort, None
+        if abort is not None:
+            abort()
+            self._abort = abort  # it has not failed: once more, if need be
+
+    def _shut_sockets(self) -> None:
+        """Shut what is connected.
 
         Never a listening one: that would abort the process (gloo). Nor what came in through a
         listener that stood before, such as a Jupyter kernel's.

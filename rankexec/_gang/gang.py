@@ -228,11 +228,11 @@ class Gang:
     def _end(self) -> None:
         """End every rank that is left; the peers first, which frees the caller's collective."""
         reap.kill(self._members)
-        self._close_side()
         if self._rank is not None:
-            self._rank.break_out()
+            self._rank.break_out()  # before it may go: then it does not begin
             self.go.set()
-            reap.break_out(self._loop, self._rank, self._place, self._outcomes)
+            left = partial(self._outcomes.has_left, self._place)
+            reap.free(self._loop, self._rank, left, self._close_side)
         reap.wait(self._loop, self._members)
 
     def _close_side(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from multiprocess import spawn
 
-from rankexec._gang.call import Call, RankInfo, Seat
+from rankexec._gang.call import RankInfo, Seat
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed
@@ -26,9 +26,8 @@ __all__ = ("Plan", "prepare")
 
 @dataclass
 class Plan:
-    """What a gang is made from."""
+    """What a gang is made from; nothing of the user's, who decides how long that lives."""
 
-    call: Call
     packed: Packed | None
     """The call for the children; None if there are none."""
     seats: list[Seat]
@@ -51,7 +50,6 @@ class Plan:
 
 
 def prepare(
-    call: Call,
     packed: Packed | None,
     settings: Settings,
     devices: list[str] | None,
@@ -61,8 +59,7 @@ def prepare(
     """Decide everything, and hold what the gang needs from the caller: a port, a store.
 
     Args:
-        call: what every rank runs.
-        packed: the same for the children.
+        packed: the call for the children; None if there are none.
         settings: the executor's.
         devices: GPUs that were taken for this gang, by rank; None: no GPUs were named.
         launcher: what will start the children.
@@ -82,7 +79,6 @@ def prepare(
         added = {name: value for name, value in variables.items() if value is not None}
         seats = _seats(settings.world_size, port, added, devices)
         return Plan(
-            call=call,
             packed=packed,
             seats=seats,
             environments=[_environment(base, seat, devices, settings) for seat in seats],

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
-from rankexec._gang.outcomes import Outcomes
 
-__all__ = ("break_out", "collect_stacks", "kill", "reap", "wait")
+__all__ = ("collect_stacks", "free", "kill", "reap", "wait")
 
 LEAVE_SECONDS = 2.0
 """How long a rank may take to end after its call, before its tree is killed."""
@@ -34,24 +32,37 @@ def kill(members: Members) -> None:
             member.child.kill()
 
 
-def break_out(loop: Loop, rank: CallerRank, place: int, outcomes: Outcomes) -> None:
-    """Break the caller's rank out of its call, by all that may help, until it has left.
+def free(
+    loop: Loop, rank: CallerRank, left: Callable[[], bool], close_side: Callable[[], None]
+) -> None:
+    """Free the caller's rank, which was told to break out, by all that may help, until it has left.
 
-    Its peers are dead by now: that alone ends a collective. What is left is Python code, a
-    rendezvous, or a peer on a host that has gone silent.
+    Its peers are dead by now: that alone ends a collective of gloo. What is left is Python code, a
+    rendezvous, NCCL, or a peer on a host that has gone silent.
     """
     began = time.monotonic()
     warned = False
-    left = partial(outcomes.has_left, place)
-    while not loop.run(left, time.monotonic() + BREAK_SECONDS):
+    # Not at once: in the first milliseconds a store's client would take a connection that is shut
+    # for a server that is not there yet, and wait before it tries again.
+    patience = BREAK_SECONDS / 4
+    while not loop.run(left, time.monotonic() + patience):
+        patience = BREAK_SECONDS
         rank.break_out()
-        rank.shut_sockets()
-        if not warned and time.monotonic() - began > STUCK_SECONDS:
+        try:
+            rank.cut_off()
+        except Exception as error:  # the context's own code; the rank must be freed nevertheless
+            _warn(f"the context of rank {rank.number}, which was to abort, raised {error!r}")
+        stuck = time.monotonic() - began > STUCK_SECONDS
+        if stuck and not warned:
             warned = True
             _warn(
-                f"the gang is over and its other ranks are ended, but rank {place}, the calling "
-                f"thread, is in a call that cannot be broken off:\n{rank.stack()}"
+                f"the gang is over and its other ranks are ended, but rank {rank.number}, the "
+                f"calling thread, is in a call that cannot be broken off:\n{rank.stack()}"
             )
+        if stuck:
+            # Not sooner: a rank about to connect to a store there would try again and again,
+            # in C++, for as long as its time limit allows.
+            close_side()
 
 
 def collect_stacks(loop: Loop, members: Members) -> dict[int, str]:

@@ -48,7 +48,7 @@ class Job:
 
     def prepare(self, context: AbstractContextManager[Any], devices: list[str] | None) -> Plan:
         """Make the gang's plan; from here on the future shows its ranks."""
-        plan = prepare(self.call, self.packed, self.settings, devices, self.launcher, context)
+        plan = prepare(self.packed, self.settings, devices, self.launcher, context)
         self.future.ranks = plan.infos
         return plan
 
@@ -97,7 +97,7 @@ def _conduct(job: Job, interrupts: Interrupts, pool: Executor) -> Gang:
             context = make_context(job.call.ctx)
             plan = job.prepare(context, devices)
             holding.enter_context(plan.side)
-            rank = CallerRank()
+            rank = CallerRank(plan.caller_rank or 0)
             interrupts.defer()  # a gang that exists is supervised
             gang = _start(Gang(plan, interrupts, rank), holding, pool)
             job.future._ends_with(partial(gang.end, CancelledError()))  # from another thread
@@ -127,9 +127,8 @@ def _conduct(job: Job, interrupts: Interrupts, pool: Executor) -> Gang:
 def _be_rank(
     rank: CallerRank, call: Call, context: AbstractContextManager[Any], plan: Plan, gang: Gang
 ) -> BaseException | None:
-    place = plan.caller_rank or 0
-    environment = plan.environments[place]
-    return rank.run(call, context, environment, plan.imports, gang.report, plan.infos[place])
+    environment, info = plan.environments[rank.number], plan.infos[rank.number]
+    return rank.run(call, context, environment, plan.imports, gang.report, info)
 
 
 def _start(gang: Gang, holding: ExitStack, pool: Executor) -> Gang:
@@ -150,20 +149,28 @@ def _supervise(gang: Gang, holding: ExitStack) -> None:
 
 def run_apart(job: Job) -> None:
     """Run a gang whose ranks are all children, and resolve its future (in a pool thread)."""
-    settings, future = job.settings, job.future
-    with job.slots.taken(settings.world_size) as devices:
-        if not future.set_running_or_notify_cancel():
-            return
-        gang: Gang | None = None
-        try:
-            plan = job.prepare(make_context(job.call.ctx), devices)
-            gang = Gang(plan, Interrupts(), None)
-            future._ends_with(partial(gang.end, CancelledError()))
-            gang.supervise()
-            result = result_of(gang, settings, future.ranks)
-        except BaseException as error:
-            future._settle(error=error)
-        else:
-            future._settle(result)
+    with job.slots.taken(job.settings.world_size) as devices:
+        gang = _conduct_apart(job, devices)
+        # Arguments and result are their user's from here on, and may be large: while the ranks end
+        # nothing of ours holds them.
+        del job.future, job.call
         if gang is not None:
             gang.reap()
+
+
+def _conduct_apart(job: Job, devices: list[str] | None) -> Gang | None:
+    """Run the gang until it is settled and its future done; None if there was none to run."""
+    if not job.future.set_running_or_notify_cancel():
+        return None
+    gang: Gang | None = None
+    try:
+        plan = job.prepare(make_context(job.call.ctx), devices)
+        gang = Gang(plan, Interrupts(), None)
+        job.future._ends_with(partial(gang.end, CancelledError()))
+        gang.supervise()
+        result = result_of(gang, job.settings, job.future.ranks)
+    except BaseException as error:
+        job.future._settle(error=error)
+    else:
+        job.future._settle(result)
+    return gang
