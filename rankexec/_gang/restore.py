@@ -96,7 +96,7 @@ def as_before() -> Iterator[None]:
         cwd: str | None = None
         cwd = os.getcwd()
     group, device = _torch_state()
-    groups_made = _groups_made()
+    _name_groups_afresh()
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def as_before() -> Iterator[None]:
         if cwd is not None and (not os.path.exists(".") or os.getcwd() != cwd):
             os.chdir(cwd)
         _restore_torch(group, device)
-        _restore_groups_made(groups_made)
+        _name_groups_afresh()
 
 
 def restore_environment(before: Mapping[str, str]) -> None:
@@ -141,17 +141,14 @@ def _restore_torch(group: bool, device: int | None) -> None:
         sys.modules["torch"].cuda.set_device(device)
 
 
-def _groups_made() -> int:
-    world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
-    return int(getattr(world, "group_count", 0))
-
-
-def _restore_groups_made(before: int) -> None:
-    """Let the next group have the name that fresh processes give it.
+def _name_groups_afresh() -> None:
+    """Let this process's next group have the name that it gets in a fresh process.
 
     torch names groups by a counter, which it resets when the default group is destroyed, but not
     when `init_process_group` fails: the caller would then wait for ever for peers that meet under
     another name.
     """
-    if _groups_made() != before and not _torch_state()[0]:
-        sys.modules["torch.distributed.distributed_c10d"]._world.group_count = before
+    if "torch.distributed.distributed_c10d" in sys.modules and not _torch_state()[0]:
+        world = getattr(sys.modules["torch.distributed.distributed_c10d"], "_world", None)
+        if getattr(world, "group_count", 0):
+            world.group_count = 0  # type: ignore[union-attr]  # None has none

@@ -98,8 +98,10 @@ class Forks:
     def start(self, begin: Begin) -> int:
         """Return the pid of a rank that has begun; a parked one if there is one."""
         self._until = time.monotonic() + self._keep_seconds
+        self._wanted = 0  # its peers are started next; only then is there time to fork ahead
         while self.parked:
-            pid, line = self.parked.popitem()
+            pid = next(iter(self.parked))  # the first one is the likeliest to have settled down
+            line = self.parked.pop(pid)
             with line, suppress(ConnectionError):  # it was killed while it waited
                 line.send_bytes(pickle.dumps(begin.environment))
                 with socket.fromfd(line.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
