@@ -32,11 +32,10 @@ def visible_gpus() -> list[str]:
     if "torch" not in sys.modules and not os.path.exists("/proc/driver/nvidia"):
         return []
     try:
-        # Without this, asking may initialise CUDA and make later forks unusable.
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         import torch
     except ImportError:
         return []
+    # It asks NVML; `is_available` would initialise CUDA and make later forks unusable.
     return [str(index) for index in range(torch.cuda.device_count())]
 
 

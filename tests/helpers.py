@@ -138,6 +138,10 @@ class Marks:
         """Return all marks, "rank-pid" each."""
         return sorted(n for n in os.listdir(self.directory) if n[0].isdigit() and n[-1].isdigit())
 
+    def last(self) -> float:
+        """Return when the last mark was left, in seconds of `time.time()`."""
+        return max((self.directory / name).stat().st_mtime for name in self.names())
+
     def wait_for(self, count: int) -> None:
         """Wait until so many processes have left their mark."""
         wait_until(lambda: len(self.names()) >= count, f"{count} marks")

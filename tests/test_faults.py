@@ -16,6 +16,7 @@ from faulty_ranks import Faulty, after_mark_of, make, marked, one_does, throw
 from helpers import Marks
 
 from rankexec import NotShippable, RankDied, RankedExecutor, RankRaised
+from rankexec._gang import outcomes
 from rankexec._gang.call import Died, Raised
 
 WORLD = 2
@@ -249,8 +250,9 @@ def test_lost_connection_loses_to_a_later_death(make_executor, tmp_path):
 
 
 @on_each_rank
-def test_lost_connection_alone_is_the_cause(make_executor, rank):
+def test_lost_connection_alone_is_the_cause(make_executor, monkeypatch, rank):
     """With no other failure it is what the gang failed of, though the other rank hangs."""
+    monkeypatch.setattr(outcomes, "LATE_SECONDS", 0.5)
     executor = make_executor()
     error = executor.submit(one_does, rank, partial(throw, BrokenPipeError("gone"))).exception()
     assert type(error) is BrokenPipeError

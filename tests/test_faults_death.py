@@ -18,6 +18,7 @@ from helpers import Marks, is_running, wait_until
 from test_faults import WORLD, check_usable
 
 from rankexec import LauncherDied, RankDied, RankedExecutor
+from rankexec._gang import reap
 from rankexec._gang.call import Died
 from rankexec.launchers._guarded import GUARDIANS
 
@@ -163,6 +164,7 @@ def test_callers_rank_that_cannot_be_broken_off(monkeypatch, warnings_are):
         found.append(executor.submit(one_does, 1, fails, faulty_ranks.wait_for_test).exception())
 
     monkeypatch.setattr(warnings, "warn", warn)
+    monkeypatch.setattr(reap, "STUCK_SECONDS", 0.5)
     with faulty_ranks.TEST, RankedExecutor(WORLD) as executor:
         thread = threading.Thread(target=submit, args=(executor,), daemon=True)
         thread.start()

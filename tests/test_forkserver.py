@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -160,32 +161,33 @@ def parked() -> list[psutil.Process]:
     return psutil.Process(guardian_pid()).children()
 
 
+def two_parked_after(used: Iterable[int]) -> set[int]:
+    """Wait until two are parked that are none of `used`: those may still be on their way out."""
+
+    def ahead() -> set[int] | None:
+        pids = {process.pid for process in parked()} - set(used)
+        return pids if len(pids) == 2 else None
+
+    return wait_until(ahead, "two parked")
+
+
 def test_standby_uses_children_forked_ahead():
     """The next gang's processes exist before it is submitted, and end when nobody needs them."""
     launcher = LocalLauncher(standby=True)
     with executor_with(launcher) as executor:
-        used = set(executor.submit(os.getpid).result())  # they may still be on their way out
-
-        def forked_ahead():
-            pids = {process.pid for process in parked()} - used
-            return len(pids) == 2 and pids
-
-        ahead = wait_until(forked_ahead, "two parked")
+        ahead = two_parked_after(executor.submit(os.getpid).result())
         assert set(executor.submit(os.getpid).result()) == ahead
-        wait_until(lambda: len(parked()) == 2, "two more")
-        launcher.close()
+        assert not two_parked_after(ahead) & ahead
 
 
 def test_standby_child_killed_while_parked():
     """The gang gets another one."""
     launcher = LocalLauncher(standby=True)
     with executor_with(launcher) as executor:
-        executor.submit(os.getpid).result()
-        first, _ = wait_until(lambda: len(parked()) == 2 and parked(), "two parked")
-        first.kill()
-        wait_until(lambda: not is_running(first.pid), "it is dead")
+        first = min(two_parked_after(executor.submit(os.getpid).result()))
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not is_running(first), "it is dead")
         assert len(set(executor.submit(os.getpid).result())) == 2
-        launcher.close()
 
 
 def test_standby_ends_unused():
@@ -195,7 +197,6 @@ def test_standby_ends_unused():
         executor.submit(os.getpid).result()
         wait_until(lambda: not parked(), "none parked")
         assert len(executor.submit(os.getpid).result()) == 2
-        launcher.close()
 
 
 def test_nothing_is_left_of_standby(tmp_path):

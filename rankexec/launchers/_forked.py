@@ -99,8 +99,8 @@ class Forks:
         """Return the pid of a rank that has begun; a parked one if there is one."""
         self._until = time.monotonic() + self._keep_seconds
         self._wanted = 0  # its peers are started next; only then is there time to fork ahead
-        while self.parked:
-            pid = next(iter(self.parked))  # the first one is the likeliest to have settled down
+        # The oldest one first: it is the likeliest to have settled down.
+        for pid in list(self.parked):
             line = self.parked.pop(pid)
             with line, suppress(ConnectionError):  # it was killed while it waited
                 line.send_bytes(pickle.dumps(begin.environment))

@@ -151,6 +151,12 @@ class Guardians:
             self._close_unused()
             return guardian
 
+    def tell(self, *message: Any) -> None:
+        """Tell all of them something."""
+        with self._lock:
+            for guardian in self._by_key.values():
+                guardian.tell(*message)
+
     def discard(self, guardian: Guardian) -> None:
         """End a guardian that is of no use."""
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -39,7 +40,8 @@ class LocalLauncher:
             fresh interpreter. None: the first, but on macOS the second.
         preload: modules for the guardian to import, by name; none may start threads or touch
             CUDA.
-        standby: keep as many children forked ahead as the last gang had.
+        standby: keep as many children forked ahead as the last gang had, until the executors that
+            use this launcher are shut down.
         standby_ttl: seconds after which children forked ahead and not used are ended.
 
     Raises:
@@ -70,16 +72,24 @@ class LocalLauncher:
         self.preload = _checked_preload(preload)
         self.standby = bool(standby)
         self.standby_ttl = float(standby_ttl)
+        self._leases = 0
+        self._lock = threading.RLock()  # a finalizer of this thread may release
         if start_method == "spawn" and (self.preload or self.standby):
             raise ValueError("preload and standby need start_method='forkserver'")
 
     def lease(self, preload: Sequence[str] = ()) -> None:
         """Start the guardian in the background, if there is none yet."""
+        with self._lock:
+            self._leases += 1
         GUARDIANS.lease()
         self.find_guardian(base_environment(), preload)
 
     def release(self) -> None:
-        """End the guardian, and what is left of its ranks, with the last lease."""
+        """End what is parked with this launcher's last lease, the guardian with the last of all."""
+        with self._lock:
+            self._leases -= 1
+            if self.standby and not self._leases:
+                GUARDIANS.tell("park", 0, 0.0)
         GUARDIANS.release()
 
     def close(self) -> None:
