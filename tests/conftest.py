@@ -94,7 +94,8 @@ class _State:
             found["children"] = self.children
         if more := self.descriptors - before.descriptors:
             found["descriptors"] = more
-        ignored = {"PYTEST_CURRENT_TEST"}
+        # torch._inductor sets the second one when it is imported, for good.
+        ignored = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
         for name in (self.environ.keys() | before.environ.keys()) - ignored:
             if self.environ.get(name) != before.environ.get(name):
                 found[name] = (before.environ.get(name), self.environ.get(name))

@@ -15,11 +15,15 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures import TimeoutError as FuturesTimeoutError
+from functools import partial
 
+import multiprocess
 import psutil
 import pytest
 import ranked_functions
 from helpers import is_running, own_processes, wait_until, with_children_only, with_the_caller
+
+from rankexec import RankedFuture
 
 
 @pytest.fixture
@@ -310,3 +314,30 @@ def test_ranks_of_a_gang_that_never_began(make_executor) -> None:
     future = make_executor(2).submit(ranked_functions.returning, (item for item in ()))
     assert future.exception() is not None
     assert future.ranks == []
+
+
+def pids_are_known(future: RankedFuture) -> bool:
+    """Return whether the ranks' processes have been announced."""
+    return bool(future.ranks) and all(info.pid for info in future.ranks)
+
+
+@with_children_only
+def test_ranks_are_known_whoever_asks_for_processes(make_executor) -> None:
+    """When one is started, multiprocess asks all its children for news: ours are not lost."""
+    executor = make_executor(2, max_gangs=1)
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            multiprocess.active_children()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(10):
+            future = executor.submit(time.sleep, 600)
+            wait_until(partial(pids_are_known, future))
+            future.cancel()
+    finally:
+        stop.set()
+        asking.join()

@@ -173,7 +173,7 @@ def two_parked_after(used: Iterable[int]) -> set[int]:
 
 def test_standby_uses_children_forked_ahead():
     """The next gang's processes exist before it is submitted, and end when nobody needs them."""
-    launcher = LocalLauncher(standby=True)
+    launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher) as executor:
         ahead = two_parked_after(executor.submit(os.getpid).result())
         assert set(executor.submit(os.getpid).result()) == ahead
@@ -182,7 +182,7 @@ def test_standby_uses_children_forked_ahead():
 
 def test_standby_child_killed_while_parked():
     """The gang gets another one."""
-    launcher = LocalLauncher(standby=True)
+    launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher) as executor:
         first = min(two_parked_after(executor.submit(os.getpid).result()))
         os.kill(first, signal.SIGKILL)
@@ -192,7 +192,7 @@ def test_standby_child_killed_while_parked():
 
 def test_standby_ends_unused():
     """Parked children are ended when nobody used them for `standby_ttl` seconds."""
-    launcher = LocalLauncher(standby=True, standby_ttl=0.3)
+    launcher = LocalLauncher("forkserver", standby=True, standby_ttl=0.3)
     with executor_with(launcher) as executor:
         executor.submit(os.getpid).result()
         wait_until(lambda: not parked(), "none parked")
@@ -204,7 +204,7 @@ def test_nothing_is_left_of_standby(tmp_path):
     source = """
 import os
 from rankexec import LocalLauncher, RankedExecutor
-executor = RankedExecutor(2, launcher=LocalLauncher(standby=True))
+executor = RankedExecutor(2, launcher=LocalLauncher("forkserver", standby=True))
 executor.submit(os.getpid).result()
 print("done")
 """

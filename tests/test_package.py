@@ -33,6 +33,7 @@ LAYERS = """
     _gang.picklers              _gang.outcomes      _gang.restore
     _gang.reducers              _gang.call          _gang.namespace     _slots
     _gang.interrupts            _gang.loop          _gang.output        _gang.sockets
+    _gang.tensors
     _gang                       _map                contexts            errors
     _torch
 """

@@ -12,6 +12,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from rankexec._gang import tensors
+
 Reducer = Callable[[Any], Any]
 
 __all__ = ("Reducer", "choose")
@@ -25,6 +27,8 @@ def choose(cls: type) -> Reducer | None:
         and not _reduces_itself(cls)
     ):
         return _exception
+    if reducer := tensors.choose(cls):
+        return reducer
     if issubclass(cls, io.IOBase) or cls is io.TextIOWrapper:
         return _file
     return None

@@ -30,7 +30,7 @@ from typing import Any
 from multiprocess import spawn
 from multiprocess.connection import Connection
 
-from rankexec._gang import namespace, outcomes, output
+from rankexec._gang import namespace, outcomes, output, tensors
 from rankexec._gang.call import Call, RankInfo, Seat, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
@@ -95,6 +95,7 @@ def _run_call(
     channel: Channel, seat: Seat, imports: str, wants_value: bool, packed: Packed | None
 ) -> None:
     info = RankInfo(seat.rank)
+    tensors.is_rank(seat.local_rank, seat.local_world_size)
     try:
         call = _unpack_call(imports, packed)
         context = make_context(call.ctx)

@@ -107,7 +107,7 @@ class GuardedPopen:
             status.close()
 
     def news(self) -> list[Started | Ended]:
-        self.poll()
+        self._read()
         with self._lock:
             news, self._news = self._news, []
         for item in news:
@@ -116,7 +116,14 @@ class GuardedPopen:
         return [item for item in news if not isinstance(item, Exception)]
 
     def poll(self, _flag: int = 0) -> int | None:
-        """Take in what the guardian has said. multiprocess may call this from any thread."""
+        """Return the exit code if it is known.
+
+        Reads nothing: multiprocess calls this for all its children whenever one is started, and
+        whoever watches the status pipe would wait for what has been read already.
+        """
+        return self.returncode
+
+    def _read(self) -> None:
         with self._lock:
             while self.returncode is None and not self._status.closed and self._status.poll(0):
                 try:
@@ -125,7 +132,6 @@ class GuardedPopen:
                     self._take(
                         Ended(None, None, 0.0)
                     )  # the guardian is gone, and its ranks with it
-        return self.returncode
 
     def _take(self, item: Started | Ended | Exception) -> None:
         self._news.append(item)
@@ -139,9 +145,11 @@ class GuardedPopen:
         self.returncode = 255 if exitcode is None else exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
-        while self.poll() is None:
+        self._read()
+        while self.returncode is None and not self._status.closed:
             if not multiprocess.connection.wait([self.sentinel], timeout) and timeout is not None:
                 return None
+            self._read()
         return self.returncode
 
     def tell(self, kind: str, *details: Any) -> None:

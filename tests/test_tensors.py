@@ -1,0 +1,191 @@
+"""Tensors on the wire: every kind, as they were; large ones mapped, shared ones shared."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import pytest
+
+from ranked_functions import returning
+from test_wire import round_trip
+
+from rankexec import TorchDDPCtx
+from rankexec._gang import tensors
+from rankexec._gang.wire import BUFFER_LIMIT, pack, unpack
+
+torch = pytest.importorskip("torch")
+
+DTYPES = sorted({v for v in vars(torch).values() if isinstance(v, torch.dtype)}, key=str)
+PLAIN = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q")]
+"""The quantized ones are deprecated, and torch warns."""
+
+
+def same(one, other):
+    """Return whether two tensors agree in all that can be compared without arithmetic."""
+    attributes = ("dtype", "shape", "requires_grad", "device", "layout")
+    if any(getattr(one, name) != getattr(other, name) for name in attributes):
+        return False
+    return torch.equal(raw(one), raw(other))
+
+
+def raw(tensor):
+    """Return a tensor's bytes."""
+    storage = tensor.detach().contiguous().untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("size", [0, 3, BUFFER_LIMIT], ids=["empty", "small", "large"])
+@pytest.mark.parametrize("dtype", PLAIN, ids=str)
+def test_every_dtype(dtype, size):
+    """Bytes go, so the dtype does not matter: bfloat16, float8, complex, the newest integers."""
+    width = torch.empty(0, dtype=dtype).element_size()
+    source = torch.randint(0, 256, (size * width,), dtype=torch.uint8)
+    tensor = torch.empty(size, dtype=dtype)
+    tensor.untyped_storage().copy_(source.untyped_storage()) if size else None
+    assert same(round_trip(tensor), tensor)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0).reshape(3, 4).T,
+        torch.arange(12.0)[::2],
+        torch.arange(12.0)[5:],
+        torch.ones(1).expand(4, 5),
+        torch.tensor(3.5),
+        torch.ones(3, requires_grad=True),
+        torch.nn.Parameter(torch.ones(3)),
+        torch.eye(3).to_sparse(),
+        torch.ones(3, dtype=torch.complex64).conj(),
+        torch.empty(2, 3, device="meta"),
+    ],
+    ids=[
+        "transposed", "strided", "offset", "expanded", "scalar", "with gradient", "parameter",
+        "sparse", "conjugated", "meta",
+    ],
+)  # fmt: skip
+def test_every_kind(tensor):
+    """Whatever its layout."""
+    arrived = round_trip(tensor)
+    assert type(arrived) is type(tensor)
+    assert (arrived.dtype, arrived.shape, arrived.layout) == (
+        tensor.dtype, tensor.shape, tensor.layout
+    )  # fmt: skip
+    assert arrived.requires_grad == tensor.requires_grad
+    if tensor.layout is torch.strided:
+        assert arrived.stride() == tensor.stride()
+    if not tensor.is_meta:
+        assert torch.equal(arrived.to_dense(), tensor.to_dense())
+
+
+@pytest.mark.parametrize("size", [10, BUFFER_LIMIT])
+def test_what_is_shared_stays_shared(size):
+    """Views of one storage are views of one storage, and tied parameters one."""
+    base = torch.zeros(size)
+    first, view, again = round_trip((base, base[5:].view(torch.int32), base))
+    first[5] = 1.0
+    assert view[0] == torch.ones(1).view(torch.int32)[0]
+    assert again is first
+    tied = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    tied["b"].weight = tied["a"].weight
+    arrived = round_trip(tied)
+    assert arrived["a"].weight is arrived["b"].weight
+
+
+def test_large_storages_are_out_of_the_stream_and_go_once():
+    """One storage, reached three times, is one section of the file beside the stream."""
+    base = torch.zeros(2 * BUFFER_LIMIT, dtype=torch.uint8)
+    packed = pack([base, base[1:], {"again": base}])
+    (_, stream), *buffers = packed.sections
+    assert [size for _, size in buffers] == [2 * BUFFER_LIMIT]
+    assert stream < BUFFER_LIMIT // 100
+    packed.close()
+
+
+def test_large_storages_are_mapped_privately():
+    """Each who unpacks has pages of its own, writable and zero-copy; the sender's stay."""
+    base = torch.zeros(BUFFER_LIMIT)
+    packed = pack(base)
+    first, second = unpack(packed), unpack(packed)
+    packed.close()
+    first.fill_(1)
+    second[0] = 2
+    assert (base.sum(), first.sum(), second.sum()) == (0, BUFFER_LIMIT, 2)
+
+
+def test_what_arrives_can_be_used_like_any_other():
+    """Shared with processes, saved, resized: also a mapped one, which torch did not allocate."""
+    for size in (10, BUFFER_LIMIT):
+        arrived = round_trip(torch.ones(size))
+        assert arrived.data_ptr() % 16 == 0
+        assert arrived.clone().resize_(2 * size).shape == (2 * size,)
+        assert arrived.share_memory_().is_shared()
+        assert arrived.sum() == size
+
+
+def test_modules_and_optimizers():
+    """A model and its optimizer, shipped together, still belong together."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 4))[0].sum().backward()
+    optimizer.step()
+    theirs, its_optimizer = round_trip((model, optimizer))
+    for one, other in zip(model.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert same(one, other)
+    theirs(torch.rand(2, 4))[0].sum().backward()
+    before = theirs[0].weight.clone()
+    its_optimizer.step()
+    assert not torch.equal(before, theirs[0].weight)
+
+
+def scaled(tensor, factor):
+    """Change an argument in place, and return it."""
+    tensor.mul_(factor * (int(os.environ["RANK"]) + 1))
+    return tensor
+
+
+def test_through_a_gang(make_executor):
+    """What one rank writes no other sees; the caller's rank has the caller's own tensor."""
+    executor = make_executor(gather=True, ctx=TorchDDPCtx())
+    mine = torch.ones(BUFFER_LIMIT, dtype=torch.bfloat16)
+    first, second = executor.submit(scaled, mine, 3).result()
+    assert (first[0], second[0]) == (3, 6)
+    assert (first is mine) == (executor._settings.caller_rank == 0)
+    assert mine[0] == (3 if first is mine else 1)
+
+
+def test_arguments_are_not_copied_in_the_caller(make_executor):
+    """A rank maps a large tensor and pays for the pages that it writes alone."""
+    executor = make_executor()
+    tensor = torch.ones(16 * BUFFER_LIMIT, dtype=torch.uint8)
+    assert executor.submit(returning, tensor).result().sum() == tensor.numel()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "expected"),
+    [(2, (1, 2), "cuda:1"), (1, (1, 2), "cpu"), (0, (0, 1), "cpu")],
+)
+def test_where_a_tensor_of_a_gpu_arrives(monkeypatch, gpus, rank, expected):
+    """On the rank's own GPU if every rank has one; there are none here, so only where is asked."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(tensors, "_rank_here", rank)
+    assert tensors._device(torch, "cuda") == torch.device(expected)
+
+
+def test_a_caller_gets_no_cuda_context():
+    """Unless it has one: a result of a GPU arrives on the CPU."""
+    assert not torch.cuda.is_initialized()
+    assert tensors._device(torch, "cuda") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_tensors_of_a_gpu(make_executor):
+    """They arrive on the GPU of each rank, and come back."""
+    executor = make_executor(1, gather=True)
+    tensor = torch.ones(BUFFER_LIMIT, device="cuda")
+    (arrived,) = executor.submit(partial(scaled, tensor, 2)).result()
+    assert arrived.device.type == "cuda"
+    assert arrived[0] == 2
