@@ -6,7 +6,6 @@ import os
 from functools import partial
 
 import pytest
-
 from ranked_functions import returning
 from test_wire import round_trip
 
