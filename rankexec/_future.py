@@ -20,7 +20,8 @@ class RankedFuture(Future[T]):
 
     Attributes:
         ranks: by rank, pid, host, device, exit code, peak memory in bytes and the times of the
-            phases; filled in while the gang runs, exit code and peak memory when it is reaped,
+            phases. Pid, start and ready are filled in while the gang runs; the times of context and
+            function with the rank's outcome; exit code and peak memory when it is reaped,
             shortly after the future is done (`shutdown()` waits for that).
     """
 

@@ -167,6 +167,9 @@ def _checked_output(output: Any, world_size: int) -> Any:
     return frozenset(ranks)
 
 
+_OF_THE_SEAT = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"})
+
+
 def _checked_env(env: Any) -> Mapping[str, str]:
     if env is None:
         return {}
@@ -177,6 +180,8 @@ def _checked_env(env: Any) -> Mapping[str, str]:
             raise TypeError(f"env takes strings, got {name!r}: {value!r}")
         if not name or "=" in name or "\0" in name + value:
             raise ValueError(f"env takes names without '=' and no null characters, got {name!r}")
+        if name in _OF_THE_SEAT:
+            raise ValueError(f"env cannot set {name}, which every rank has of its own")
     if sys.platform == "win32":
         return {name.upper(): value for name, value in env.items()}
     return dict(env)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-__all__ = ("abort_nccl", "check_group", "destroy_group", "has_own_gpu", "loopback_store")
+__all__ = (
+    "abort_nccl",
+    "check_group",
+    "destroy_group",
+    "do_not_wait_at_exit",
+    "has_own_gpu",
+    "loopback_store",
+)
 
 
 @contextmanager
@@ -60,12 +68,32 @@ def check_group(rank: int, size: int) -> None:
         )
 
 
+_wait_at_exit = True
+
+
+def do_not_wait_at_exit() -> None:
+    """Say that this process ends by os._exit: what is left of its groups ends with it."""
+    global _wait_at_exit  # noqa: PLW0603  # a process becomes a rank once
+    _wait_at_exit = False
+
+
 def destroy_group() -> None:
-    """Destroy the default group, if it is still there."""
+    """Destroy the default group, if it is still there.
+
+    A thread takes it apart: gloo's threads look only every 10 ms whether they are to end, and the
+    gang's result would wait for them. Put off it must not be: a peer may be waiting in a collective
+    until this rank's sockets are closed.
+    """
     import torch.distributed as dist
 
-    if dist.is_initialized():  # fn may have destroyed it, to make its own
-        dist.destroy_process_group()
+    if not dist.is_initialized():  # fn may have destroyed it, to make its own
+        return
+    last = [dist.group.WORLD]
+    dist.destroy_process_group()
+    # A daemon in a process that is finalized could be in C++ when the interpreter is gone.
+    thread = threading.Thread(target=last.clear, name="rankexec-destroy", daemon=not _wait_at_exit)
+    with suppress(RuntimeError):  # no thread to be had at interpreter exit; then it is done here
+        thread.start()
 
 
 def abort_nccl() -> None:

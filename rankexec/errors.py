@@ -156,8 +156,10 @@ class GangTimeout(RankExecError, _TimeoutError):
     """
 
     def __init__(self, timeout: float, stacks: dict[int, str], doing: str = "finish") -> None:
+        none = "(no stack: it was still starting, or did not answer)"
         shown = "".join(
-            f"\n--- rank {rank} ---\n{text.rstrip()}" for rank, text in sorted(stacks.items())
+            f"\n--- rank {rank} ---\n{text.rstrip() or none}"
+            for rank, text in sorted(stacks.items())
         )
         super().__init__(f"the gang did not {doing} within {timeout:g} s{shown}")
         self.timeout = timeout

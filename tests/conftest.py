@@ -38,11 +38,11 @@ def _children() -> list[str]:
         if process.pid in guardians:  # `_launcher` holds it; ranks that it has left are listed
             continue
         try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
+            command, status = " ".join(process.cmdline()), process.status()
+        except psutil.Error:  # it has just ended
             continue
         if "resource_tracker" not in command:
-            shown.append(f"{process.pid} {process.status()} {command[:200]}")
+            shown.append(f"{process.pid} {status} {command[:200]}")
     return shown
 
 

@@ -25,6 +25,13 @@ from rankexec._gang.call import Died, Raised
 torch = pytest.importorskip("torch")
 
 
+def test_the_hook_of_uncaught_exceptions_stays(make_executor):
+    """Every group wraps it once more, to print the rank; after a gang it is as it was."""
+    before = sys.excepthook
+    make_executor(ctx=TorchDDPCtx()).submit(all_reduce).result()
+    assert sys.excepthook is before
+
+
 @pytest.fixture(autouse=True)
 def no_group_left():
     """The caller has no default group before, and none after, whatever happened."""

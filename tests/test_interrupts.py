@@ -164,6 +164,7 @@ def test_ctrl_c_that_nobody_catches(interrupted):
     out, err = interrupted(body, returncode=-signal.SIGINT)
     assert out == ""
     assert err.endswith("KeyboardInterrupt\n")
+    assert "in hang\n" in err  # where the function was
 
 
 def test_swallowed_ctrl_c_comes_out_of_submit(interrupted):

@@ -61,7 +61,7 @@ class CallerRank:
         info.started = info.ready = time.monotonic()
         self._abort = getattr(context, "caller_abort", None)
         self._sockets_before, self._listening_before = tcp_sockets()
-        with namespace.with_imports(imports), self._break_handler():
+        with namespace.with_imports(imports), self._break_handler(), _unnoticed():
             return perform(call, context, self, report, info)
 
     def __enter__(self) -> None:
@@ -147,6 +147,22 @@ class CallerRank:
     def _on_break(self, _number: int, _frame: FrameType | None) -> None:
         if self._inside:  # it may arrive late
             raise GangEnded
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Say nothing where `GangEnded` was raised in a `__del__` and lost: it comes again."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not GangEnded:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 # SIGURG does nothing by default and hardly anybody uses it.

@@ -36,7 +36,7 @@ class Gang:
         cause: the first failure of a rank.
         by_rank: every rank's outcome, as it was when the gang was settled.
         values: what the children returned, still packed; who takes them closes them.
-        caller_value: what the caller's rank returned.
+        caller_value, caller_error: what the caller's rank returned or raised.
     """
 
     def __init__(self, plan: Plan, interrupts: Interrupts, rank: CallerRank | None) -> None:
@@ -47,6 +47,7 @@ class Gang:
         self.by_rank: list[Outcome | None] = []
         self.values: dict[int, Packed] = {}
         self.caller_value: Any = None
+        self.caller_error: BaseException | None = None
         self._plan = plan
         self._place = -1 if plan.caller_rank is None else plan.caller_rank
         self._interrupts = interrupts
@@ -67,6 +68,7 @@ class Gang:
         if isinstance(error, GangEnded):  # we raised it; the cause lies elsewhere
             return
         now = time.monotonic()
+        self.caller_error = error
         if error is None:
             self.caller_value = value
             outcome: Outcome = Returned(self._place, now)

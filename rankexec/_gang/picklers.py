@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -90,16 +91,16 @@ class DillPickler(CallPickler):
         try:
             obj.__reduce_ex__(5)
         except TypeError:
-            if type(obj).__name__ in _NEVER_BY_DILL:
-                raise
+            if type(obj) in _LOCKS:  # dill's arrive as they are, held perhaps, and hang the rank
+                return _LOCKS[type(obj)], ()
             import dill  # takes longer to import than all of rankexec
 
             return dill.loads, (dill.dumps(obj),)
         return NotImplemented
 
 
-_NEVER_BY_DILL = frozenset({"RLock"})
-"""dill's RLock arrives held and would hang the rank."""
+_LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
+"""By type, what makes a new one: whoever holds a lock of the caller is not in the rank."""
 
 
 class _MainGlobals(dict):  # type: ignore[type-arg]  # stands for a dict, holds nothing

@@ -95,6 +95,7 @@ def as_before() -> Iterator[None]:
     with contextlib.suppress(OSError):  # the directory may be gone
         cwd: str | None = None
         cwd = os.getcwd()
+    excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
     group, device = _torch_state()
     _name_groups_afresh()
     try:
@@ -107,6 +108,7 @@ def as_before() -> Iterator[None]:
                 if handler is not None and signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
         sys.modules["__main__"] = main
+        sys.excepthook = excepthook
         if cwd is not None and (not os.path.exists(".") or os.getcwd() != cwd):
             os.chdir(cwd)
         _restore_torch(group, device)

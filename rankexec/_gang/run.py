@@ -118,7 +118,9 @@ def _conduct(job: Job, interrupts: Interrupts, pool: Executor) -> Gang:
         gang.left(None)
         gang.settled.wait()
     if interrupts.pending:
-        raise KeyboardInterrupt
+        # The one that went through the user's function shows where that was.
+        raised = gang.caller_error if gang is not None else None
+        raise raised if isinstance(raised, KeyboardInterrupt) else KeyboardInterrupt
     if failure is not None:
         raise failure
     return gang  # type: ignore[return-value]  # without a gang there is a failure

@@ -144,7 +144,9 @@ def _report(channel: Channel, info: RankInfo, error: BaseException | None, value
             packed = pack_result(value, caller_classes())
         except Exception as refused:  # the user's __reduce__ may raise anything
             what = f"the result of rank {info.rank} (a {type(value).__name__})"
-            error = NotShippable(what, str(refused), "return plain data, or use gather=False")
+            error = NotShippable(
+                what, str(refused), "return plain data: numbers, arrays, a state_dict"
+            )
         else:
             channel.send("returned", (when, info), packed)
             packed.close()

@@ -29,6 +29,7 @@ from multiprocess import Pipe, reduction
 from multiprocess.connection import Connection
 
 from rankexec._gang import output, worker
+from rankexec._torch import do_not_wait_at_exit
 from rankexec.errors import PreloadError
 
 __all__ = ("Begin", "Forks", "preload")
@@ -167,6 +168,7 @@ def _become_rank(begin: Callable[[], Begin | None], guardian: int) -> NoReturn:
     code = 1
     try:
         worker.die_with(guardian)
+        do_not_wait_at_exit()
         _forget_signals()
         _forget_finalizers()
         told = begin()

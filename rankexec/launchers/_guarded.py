@@ -41,6 +41,7 @@ class Guardian:
         self._lock = threading.Lock()
         self.running = 0
         """Ranks that were started and have not ended."""
+        self._used = False
         ours, theirs = multiprocess.Pipe(duplex=True)
         caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
         command = command_for("rankexec.launchers._guardian")
@@ -76,6 +77,7 @@ class Guardian:
             with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
                 reduction.sendfds(own, fds)
             self.running += 1
+            self._used = True
 
     def tell(self, *message: Any) -> None:
         """Tell it something; nothing happens if it is gone, for then so are its ranks."""
@@ -92,6 +94,8 @@ class Guardian:
         self.tell("close")
         with self._lock:
             self._control.close()
+            if not self._used:  # it has nothing to put in order, and may be importing torch
+                self._process.kill()
             try:
                 self._process.wait(_CLOSE_SECONDS)
             except subprocess.TimeoutExpired:

@@ -34,6 +34,7 @@ from typing import Any
 from multiprocess import reduction
 from multiprocess.connection import Connection
 
+from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._forked import Begin, Forks, preload
 from rankexec.launchers._ranks import Ranks, become_subreaper, say
@@ -68,6 +69,8 @@ class _Guardian:
         for end in (self._wakeup, waker):
             end.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
+        # Ranks have it from here until they have a handler: before that it would kill them.
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         for number in (signal.SIGCHLD, signal.SIGINT):
             # A handler, not SIG_IGN: exec would hand an ignored SIGINT down to the ranks.
             signal.signal(number, lambda *_: None)
