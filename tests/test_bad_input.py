@@ -79,6 +79,7 @@ OPTIONS = {
         ({"": "1"}, ValueError, "names"),
         ({"A=B": "1"}, ValueError, "names"),
         ({"A": "\0"}, ValueError, "null"),
+        ({"RANK": "7"}, ValueError, "RANK"),
     ],
 }
 SHARED = {

@@ -157,3 +157,9 @@ def test_remote_traceback():
     assert error.text == "Traceback ...\nKeyError: 1\n"
     assert str(error) == '\n"""\nTraceback ...\nKeyError: 1\n"""'
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_timeout_says_where_a_stack_is_missing():
+    """A rank that gave none had not begun, or could not answer."""
+    text = str(GangTimeout(1.5, {0: "stack of 0\n", 1: ""}))
+    assert "--- rank 0 ---\nstack of 0\n--- rank 1 ---\n(no stack: " in text

@@ -107,6 +107,38 @@ def test_preload_that_cannot_be_forked(source, reason, tmp_path, monkeypatch):
         assert len(executor.submit(os.getpid).result()) == 2
 
 
+def test_guardian_that_is_not_needed_ends_at_once(tmp_path):
+    """An executor that was not used does not wait for an import that nobody needs."""
+    (tmp_path / "slow_preload.py").write_text("import time; time.sleep(600)")
+    source = """
+import time
+from rankexec import LocalLauncher, RankedExecutor
+began = time.monotonic()
+with RankedExecutor(2, launcher=LocalLauncher("forkserver", preload=["slow_preload"])):
+    pass
+print(time.monotonic() - began < 5)
+"""
+    assert run_script(tmp_path, source) == "True\n"
+
+
+class Impatient(LocalLauncher):
+    """Asks every rank for its stacks as soon as it is started."""
+
+    def start(self, *args):
+        """Start a gang's processes, with a question for each."""
+        for process in super().start(*args):
+            process.show_stacks()
+            yield process
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_rank_that_cannot_show_its_stack_yet(method):
+    """The question is not what it dies of."""
+    with executor_with(Impatient(method)) as executor:
+        for _ in range(5):
+            assert len(executor.submit(os.getpid).result()) == 2
+
+
 def test_guardian_killed_between_gangs():
     """It is started again, and nobody notices."""
     with executor_with(LocalLauncher()) as executor:

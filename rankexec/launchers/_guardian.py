@@ -48,6 +48,7 @@ def main(control: int, caller: int) -> None:
     """Guard until the caller says "close", or is gone."""
     become_subreaper()
     _Guardian(Connection(control), caller).run()
+    os._exit(0)  # nothing to finalize; a preloaded module's thread would keep the process
 
 
 class _Guardian:
