@@ -140,19 +140,19 @@ class RankedExecutor(Executor):
             )
         if inside_rank() is not None:
             self._shared.slots.check_reachable(settings.world_size)
-        needed = find_needed(settings.need)
-        call = Call(fn, tuple(args), kwargs, settings.ctx, needed)
-        job = Job(call, settings, self._shared.slots, self._shared.launcher, RankedFuture())
+        call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
+        future: RankedFuture[Any] = RankedFuture()
+        job = Job(call, settings, self._shared.slots, self._shared.launcher, future)
         try:
             job.pack()
         except Exception as error:  # the future is where an executor's user looks for it
-            job.future._settle(error=error)
-            return job.future
+            future._settle(error=error)
+            return future
         if settings.caller_rank is None:
             self._shared.run_apart(job)
         else:
             self._shared.run_here(job)
-        return job.future
+        return future
 
     def map(
         self,

@@ -24,6 +24,8 @@ import ranked_functions
 from helpers import is_running, own_processes, wait_until, with_children_only, with_the_caller
 
 from rankexec import RankedFuture
+from rankexec._gang.run import Job
+from rankexec._shared import Shared
 
 
 @pytest.fixture
@@ -314,6 +316,19 @@ def test_ranks_of_a_gang_that_never_began(make_executor) -> None:
     future = make_executor(2).submit(ranked_functions.returning, (item for item in ()))
     assert future.exception() is not None
     assert future.ranks == []
+
+
+@with_children_only
+def test_gang_that_is_over_before_submit_returns(make_executor, monkeypatch) -> None:
+    """The thread that submits may be the slower one."""
+    run_apart = Shared.run_apart
+
+    def run_to_the_end(shared: Shared, job: Job) -> None:
+        run_apart(shared, job)
+        wait_until(lambda: not hasattr(job, "future"), "nothing of ours holds it")
+
+    monkeypatch.setattr(Shared, "run_apart", run_to_the_end)
+    assert make_executor(2).submit(ranked_functions.returning, 5).result() == 5
 
 
 def pids_are_known(future: RankedFuture) -> bool:

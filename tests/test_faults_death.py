@@ -182,6 +182,16 @@ def test_callers_rank_that_cannot_be_broken_off(monkeypatch, warnings_are):
     assert "wait_for_test" in message
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
+def test_shared_memory_that_a_killed_rank_leaves(make_executor):
+    """What torch had made and not yet unlinked is removed, the rank's and its workers'."""
+    executor = make_executor()
+    error = executor.submit(one_does, 1, faulty_ranks.leave_shared_memory).exception()
+    assert type(error) is RankDied
+    executor.shutdown()
+    assert [name for name in os.listdir("/dev/shm") if name.endswith("_1_0")] == []
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_context_that_frees_the_callers_rank(recwarn, fails):
     """What nothing of ours can break off, its context can; how often it is asked is not said."""

@@ -151,8 +151,8 @@ def test_ctrl_c_in_a_rendezvous(interrupted):
 def test_ctrl_c_with_rank_0_in_another_thread(interrupted):
     """The main thread gets its KeyboardInterrupt; with the executor's block the gang ends."""
     script = IN_ANOTHER_THREAD.format(ctx=None, call="marked, marks, partial(one_does, 0, spin)")
-    out, _ = interrupted(script + AFTER)
-    assert sorted(out.splitlines()) == sorted(["CancelledError", *INTERRUPTED.splitlines()])
+    out, err = interrupted(script + AFTER)
+    assert sorted(out.splitlines()) == sorted(["CancelledError", *INTERRUPTED.splitlines()]), err
 
 
 def test_ctrl_c_that_nobody_catches(interrupted):

@@ -167,23 +167,26 @@ def perform(
     """
     error: BaseException | None = None
     value = None
-    entered = False
     outer, _here.rank = inside_rank(), info.rank
     try:
         with inside:
             context.__enter__()
-            entered = True
             info.context_entered = info.fn_entered = time.monotonic()
             value = call.fn(*call.args, **call.kwargs)
     except BaseException as exc:  # every kind is an outcome of this rank, SystemExit too
         error = exc
+    try:  # once more: what breaks a rank off may have come just when it was leaving, and kept it in
+        inside.__exit__(None, None, None)
+    except BaseException as exc:
+        error = error or exc
+        inside.__exit__(None, None, None)
     try:
         info.fn_left = time.monotonic()
         try:
             report(error, value)
         finally:  # a Ctrl-C may come just now; what was entered is left nevertheless
             value = None
-            if entered:
+            if info.context_entered is not None:
                 traceback = error.__traceback__ if error is not None else None
                 context.__exit__(type(error) if error else None, error, traceback)
     except BaseException as exc:

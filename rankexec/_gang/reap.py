@@ -44,14 +44,15 @@ def free(
     warned = False
     # Not at once: in the first milliseconds a store's client would take a connection that is shut
     # for a server that is not there yet, and wait before it tries again.
-    patience = BREAK_SECONDS / 4
-    while not loop.run(left, time.monotonic() + patience):
-        patience = BREAK_SECONDS
-        rank.break_out()
+    loop.run(left, began + BREAK_SECONDS / 4)
+    while not left():
         try:
             rank.cut_off()
         except Exception as error:  # the context's own code; the rank must be freed nevertheless
             _warn(f"the context of rank {rank.number}, which was to abort, raised {error!r}")
+        if loop.run(left, time.monotonic() + BREAK_SECONDS):
+            return
+        rank.break_out()
         stuck = time.monotonic() - began > STUCK_SECONDS
         if stuck and not warned:
             warned = True

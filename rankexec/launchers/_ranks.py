@@ -28,6 +28,7 @@ from rankexec.launchers import Ended, Started
 __all__ = ("Ranks", "become_subreaper", "say")
 
 _PR_SET_CHILD_SUBREAPER = 36
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  # nothing is made there
 _MAXRSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
 
 
@@ -60,6 +61,8 @@ class Ranks:
     def __init__(self) -> None:
         self._running: dict[int, _Rank] = {}  # by pid
         self._dead: list[_Rank] = []
+        self._gone: set[str] = set()
+        """Pids of them and of all that came to the guardian, since a rank was last reported."""
 
     def __bool__(self) -> bool:
         return bool(self._running or self._dead)
@@ -101,6 +104,7 @@ class Ranks:
                 break
             if pid == 0:
                 break
+            self._gone.add(str(pid))
             if line := parked.pop(pid, None):  # somebody has killed it
                 line.close()
             if rank := self._running.pop(pid, None):
@@ -108,6 +112,8 @@ class Ranks:
                 rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
                 self._dead.append(rank)
         if self._dead and not _kill_others(self._running.keys() | parked.keys()):
+            _remove_shared_memory(self._gone)
+            self._gone.clear()
             for rank in self._dead:
                 say(rank.status, rank.ended)
                 rank.status.close()
@@ -130,6 +136,19 @@ def _kill_others(ours: Container[int]) -> bool:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return bool(orphans)
+
+
+def _remove_shared_memory(pids: Container[str]) -> None:
+    """Remove what these processes have left in /dev/shm.
+
+    torch gives shared memory a name with its pid in it, and takes the name away a moment later: a
+    DataLoader's worker that is killed in between leaves it for good.
+    """
+    with suppress(OSError):  # no such directory, or somebody else removes them too
+        for name in os.listdir(_SHARED_MEMORY):
+            maker, _, rest = name.partition("_")
+            if maker == "torch" and rest.partition("_")[0] in pids:
+                os.unlink(os.path.join(_SHARED_MEMORY, name))
 
 
 def _children() -> list[int]:
