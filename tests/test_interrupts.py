@@ -63,12 +63,13 @@ try:
 except KeyboardInterrupt:
     print("KeyboardInterrupt")
 """
+# Two threads print at the same time, so each line with its end.
 IN_ANOTHER_THREAD = """\
 def submit():
     try:
-        print("future", executor.submit({call}).result())
+        print(f"future {{executor.submit({call}).result()}}\\n", end="")
     except CancelledError:
-        print("CancelledError")
+        print("CancelledError\\n", end="")
 
 try:
     with RankedExecutor(2, ctx={ctx}) as executor:
@@ -76,7 +77,7 @@ try:
         thread.start()
         thread.join()
 except KeyboardInterrupt:
-    print("KeyboardInterrupt")
+    print("KeyboardInterrupt\\n", end="")
 thread.join()
 """
 APART = """\
