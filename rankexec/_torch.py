@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import threading
@@ -52,9 +51,9 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
         del server  # ends its thread, and frees whoever still waits for a key
 
 
-def has_own_gpu(torch: Any) -> bool:
-    """Return whether there is a GPU for every rank of this host. Makes no CUDA context."""
-    return bool(torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]))
+def has_own_gpu(torch: Any, ranks: int) -> bool:
+    """Return whether there is a GPU for each of this host's ranks. Makes no CUDA context."""
+    return bool(torch.cuda.device_count() >= ranks)
 
 
 def check_group(rank: int, size: int) -> None:

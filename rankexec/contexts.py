@@ -153,7 +153,7 @@ class TorchDDPCtx:
         with ExitStack() as undo:
             rank, size = self._place()
             local_rank = int(os.environ["LOCAL_RANK"])
-            on_gpu = self.use_gpu and has_own_gpu(torch)
+            on_gpu = self.use_gpu and has_own_gpu(torch, int(os.environ["LOCAL_WORLD_SIZE"]))
             if on_gpu:
                 torch.cuda.set_device(local_rank)
                 undo.callback(torch.cuda.empty_cache)
@@ -192,8 +192,8 @@ class TorchDDPCtx:
     def _store(self, rank: int, size: int) -> torch.distributed.Store:
         import torch.distributed as dist
 
-        limit = {} if self.timeout is None else {"timeout": self.timeout}
         if self.addr is not None and self.port is not None:
+            limit = {} if self.timeout is None else {"timeout": self.timeout}
             store = dist.TCPStore(self.addr, self.port, size, is_master=rank == 0, **limit)
         else:
             host, _, port = os.environ[_STORE].rpartition(":")

@@ -14,6 +14,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from rankexec._torch import has_own_gpu
+
 __all__ = ("choose", "is_rank")
 
 _rank_here: tuple[int, int] | None = None
@@ -106,6 +108,5 @@ def _device(torch: Any, kind: str) -> Any:
     if _rank_here is None:  # in the caller, which is given no CUDA context that it has not made
         return torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
     local_rank, ranks = _rank_here
-    # The same rule as TorchDDPCtx's: GPUs are used if every rank has one of its own.
-    own = torch.cuda.device_count() >= ranks
+    own = has_own_gpu(torch, ranks)
     return torch.device("cuda", local_rank) if own else torch.device("cpu")

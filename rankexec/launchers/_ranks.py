@@ -144,10 +144,10 @@ def _remove_shared_memory(pids: Container[str]) -> None:
     torch gives shared memory a name with its pid in it, and takes the name away a moment later: a
     DataLoader's worker that is killed in between leaves it for good.
     """
-    with suppress(OSError):  # no such directory, or somebody else removes them too
-        for name in os.listdir(_SHARED_MEMORY):
-            maker, _, rest = name.partition("_")
-            if maker == "torch" and rest.partition("_")[0] in pids:
+    for name in os.listdir(_SHARED_MEMORY) if os.path.isdir(_SHARED_MEMORY) else ():
+        maker, _, rest = name.partition("_")
+        if maker == "torch" and rest.partition("_")[0] in pids:
+            with suppress(OSError):  # gone meanwhile; the others are removed nevertheless
                 os.unlink(os.path.join(_SHARED_MEMORY, name))
 
 
