@@ -6,7 +6,6 @@ import os
 from functools import partial
 
 import pytest
-from ranked_functions import returning
 from test_wire import round_trip
 
 from rankexec import TorchDDPCtx
@@ -42,7 +41,8 @@ def test_every_dtype(dtype, size):
     width = torch.empty(0, dtype=dtype).element_size()
     source = torch.randint(0, 256, (size * width,), dtype=torch.uint8)
     tensor = torch.empty(size, dtype=dtype)
-    tensor.untyped_storage().copy_(source.untyped_storage()) if size else None
+    if size:
+        tensor.untyped_storage().copy_(source.untyped_storage())
     assert same(round_trip(tensor), tensor)
 
 
@@ -155,11 +155,25 @@ def test_through_a_gang(make_executor):
     assert mine[0] == (3 if first is mine else 1)
 
 
-def test_arguments_are_not_copied_in_the_caller(make_executor):
-    """A rank maps a large tensor and pays for the pages that it writes alone."""
-    executor = make_executor()
+def sum_and_mapping(tensor):
+    """Return a tensor's sum, and the line of the memory map that holds its first byte."""
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        for line in file:
+            start, end = (int(text, 16) for text in line.split()[0].split("-"))
+            if start <= tensor.data_ptr() < end:
+                return tensor.sum().item(), line
+    raise LookupError("no mapping holds it")
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd here")
+def test_arguments_are_mapped_in_every_child(make_executor):
+    """A child has a large tensor where the file is mapped, and nothing is copied."""
+    executor = make_executor(gather=True)
     tensor = torch.ones(16 * BUFFER_LIMIT, dtype=torch.uint8)
-    assert executor.submit(returning, tensor).result().sum() == tensor.numel()
+    for rank, (total, mapping) in enumerate(executor.submit(sum_and_mapping, tensor).result()):
+        assert total == tensor.numel()
+        is_child = rank != executor._settings.caller_rank
+        assert ("/memfd:rankexec" in mapping) == is_child
 
 
 @pytest.mark.parametrize(

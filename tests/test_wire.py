@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 
+import cloudpickle
 import multiprocess
 import pytest
 from multiprocess import reduction
@@ -238,9 +239,14 @@ def test_functions_of_main_find_the_receivers_main(monkeypatch):
 
 
 def test_what_cloudpickle_refuses_is_given_to_dill():
-    """For instance a memory view's type, or a frame's; here what a generator function made."""
-    arrived = round_trip({"slots": types.MappingProxyType({"a": 1})})
-    assert arrived["slots"] == {"a": 1}
+    """A class method as a builtin class has it, for instance."""
+    method = dict.__dict__["fromkeys"]
+    with pytest.raises(TypeError):
+        cloudpickle.dumps(method)
+    assert round_trip({"method": method})["method"].__get__(None, dict)("ab") == {
+        "a": None,
+        "b": None,
+    }
 
 
 @pytest.mark.parametrize("make", [threading.Lock, threading.RLock, threading.Condition])
