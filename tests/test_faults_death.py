@@ -21,6 +21,7 @@ from rankexec import LauncherDied, RankDied, RankedExecutor
 from rankexec._gang import reap
 from rankexec._gang.call import Died
 from rankexec.launchers._guarded import GUARDIANS
+from rankexec.launchers._popen import RankProcess
 
 # The caller's own process is the test's, so it is always a child that dies.
 in_each_child = pytest.mark.parametrize(
@@ -302,3 +303,20 @@ def test_guardian_killed_while_a_gang_starts(make_executor):
 def _guardian() -> psutil.Process:
     """Return the guardian that the last gang had."""
     return psutil.Process(list(GUARDIANS._by_key.values())[-1]._process.pid)
+
+
+def test_a_kill_that_fails(monkeypatch):
+    """A launcher whose `kill` raises leaves no peer of that rank alive, and hides no failure."""
+    kill = RankProcess.kill
+
+    def kill_and_raise(process):
+        kill(process)
+        raise PermissionError("not that one")
+
+    monkeypatch.setattr(RankProcess, "kill", kill_and_raise)
+    with RankedExecutor(3, caller_rank=None) as executor:
+        with pytest.warns(RuntimeWarning, match=r"rank \d .* could not be killed: Permission"):
+            error = executor.submit(
+                one_does, 1, partial(throw, ValueError("the cause"))
+            ).exception()
+        assert str(error) == "the cause"

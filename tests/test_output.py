@@ -18,7 +18,9 @@ class Pipe:
     def __init__(self):
         reader, self.writer = os.pipe()
         self.lines = []
-        self.reader = OutputReader(reader, "stdout", lambda *line: self.lines.append(line))
+        os.set_blocking(reader, False)
+        source = open(reader, "rb", buffering=0)  # noqa: SIM115  # closed by the reader
+        self.reader = OutputReader(source, "stdout", lambda *line: self.lines.append(line))
 
     def print(self, data):
         """Write as the rank would, and read."""
@@ -39,8 +41,8 @@ def pipe():
     yield pipe
     os.close(pipe.writer)
     try:
-        os.fstat(pipe.reader.fileno())
-    except OSError:
+        pipe.reader.fileno()
+    except ValueError:
         return
     pipe.reader.close()
 

@@ -23,7 +23,7 @@ LAYERS = """
     executor
     _shared                     launchers._guardian
     _gang.run                   launchers.local     launchers._forked
-    _gang.failures              launchers._popen    launchers._ranks
+    _gang.failures              launchers._popen    launchers._ranks    launchers._unguarded
     _gang.gang                  launchers._guarded  _gang.worker
     _gang.reap
     _gang.members               _gang.plan

@@ -75,7 +75,7 @@ class CallerRank:
             try:
                 with self._lock:
                     self._inside = False
-                    if not self._in_main:
+                    if self._break_signal is None:
                         _set_async_exc(self._thread, None)
             except GangEnded:  # it was on its way; another cannot follow
                 continue
@@ -90,10 +90,10 @@ class CallerRank:
             self._broken = True
             if not self._inside:
                 return
-            if not self._in_main:
-                _set_async_exc(self._thread, GangEnded)
-            elif self._break_signal is not None:
+            if self._break_signal is not None:
                 signal.pthread_kill(self._thread, self._break_signal)
+            else:  # another thread; or the user has taken every signal that would do
+                _set_async_exc(self._thread, GangEnded)
 
     def cut_off(self) -> None:
         """Have the context abort, and shut the sockets that this rank has connected.

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.descriptor: int | None = None
+        self._reader: socket.socket | None = None
         self.pending = False
         self._raising = False
         self._previous_fd = -1
@@ -42,6 +44,7 @@ class Interrupts:
         with reader, writer:
             for end in (reader, writer):
                 end.setblocking(False)
+            self._reader = reader
             self.descriptor = reader.fileno()
             signal.signal(signal.SIGINT, self._on_sigint)
             self._previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -54,14 +57,14 @@ class Interrupts:
     def arrived(self) -> bool:
         """Read what woke us; pass other signals on to whoever listened before. True for SIGINT."""
         try:
-            numbers = os.read(self.descriptor, 4096) if self.descriptor is not None else b""
+            numbers = self._reader.recv(4096) if self._reader is not None else b""
         except BlockingIOError:
             return False
         ours = bytes([signal.SIGINT])
-        others = numbers.replace(ours, b"") if self.descriptor is not None else b""
+        others = numbers.replace(ours, b"")
         if others and self._previous_fd >= 0:
             with contextlib.suppress(OSError):  # its reader is behind; it has been woken
-                os.write(self._previous_fd, others)
+                _write(self._previous_fd, others)
         return ours in numbers
 
     def allow(self) -> None:
@@ -84,6 +87,17 @@ class Interrupts:
         if self._raising:
             self._raising = False
             raise KeyboardInterrupt
+
+
+def _write(wakeup_fd: int, numbers: bytes) -> None:
+    if sys.platform != "win32":
+        os.write(wakeup_fd, numbers)
+        return
+    own = socket.socket(fileno=wakeup_fd)  # there, it is no file
+    try:
+        own.send(numbers)
+    finally:
+        own.detach()
 
 
 def _is_common_handler() -> bool:

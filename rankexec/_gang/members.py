@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -30,7 +29,6 @@ class Member:
         sink = sink_for(info.rank, output, self._closing, prefix)
         self.stdout = OutputReader(child.stdout, "stdout", sink)
         self.stderr = OutputReader(child.stderr, "stderr", sink)
-        os.set_blocking(child.stacks, False)
 
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
         """Send a message; a rank that has died says so by its own news."""
@@ -53,10 +51,9 @@ class Member:
 
     def read_stacks(self) -> bool:
         """Read what `show_stacks` made it write. Returns whether there was anything."""
-        try:
-            data = os.read(self.child.stacks, _STACKS_LIMIT)
-        except BlockingIOError:
-            return False
+        data = b""
+        with suppress(ConnectionError):  # it has died
+            data = self.child.stacks.read(_STACKS_LIMIT) or b""
         self.stacks += data
         return bool(data)
 
@@ -77,6 +74,6 @@ class Member:
         """Close everything that the caller holds of this child. Its process has ended."""
         self.stdout.close()
         self.stderr.close()
-        os.close(self.child.stacks)
+        self.child.stacks.close()
         self._closing.close()
         self.child.close()

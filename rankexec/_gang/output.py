@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,25 @@ Sink = Callable[[str, str], None]
 
 
 class OutputReader:
-    """Reads one rank's stdout or stderr, a pipe, and passes on whole lines."""
+    """Reads one rank's stdout or stderr, which never makes it wait, and passes on whole lines."""
 
-    def __init__(self, fd: int, stream: str, sink: Sink) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
+    def __init__(self, source: RawIOBase, stream: str, sink: Sink) -> None:
+        self._source = source
         self._stream = stream
         self._sink = sink
         self._partial = b""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def fileno(self) -> int:
-        return self._fd
+        return self._source.fileno()
 
     def drain(self) -> bool:
         """Pass on what is there, without waiting. Returns whether more may come."""
         # One pass reads at most what a pipe holds: a rank that never stops printing must not keep
         # the supervising thread from seeing anything else.
         for _ in range(16):
-            try:
-                data = os.read(self._fd, _CHUNK)
-            except BlockingIOError:
+            data = self._source.read(_CHUNK)
+            if data is None:
                 return True
             if not data:
                 return False
@@ -63,7 +61,7 @@ class OutputReader:
     def close(self) -> None:
         """Pass on the rest and close the pipe."""
         self.finish()
-        os.close(self._fd)
+        self._source.close()
 
     def _feed(self, data: bytes) -> None:
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -129,5 +127,5 @@ def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
             stream.flush()
-    with contextlib.suppress(OSError, AttributeError):  # no C library to be found by that way
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no C library to be found so
         ctypes.CDLL(None).fflush(None)

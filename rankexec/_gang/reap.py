@@ -27,9 +27,12 @@ Members = Mapping[int, Member]
 
 def kill(members: Members) -> None:
     """End the children and all that they have started, by force; does not wait."""
-    for member in members.values():
-        if not member.ended:
-            member.child.kill()
+    for rank, member in members.items():
+        try:
+            if not member.ended:
+                member.child.kill()
+        except Exception as error:  # the launcher's own code; the others must end nevertheless
+            _warn(f"rank {rank} (pid {member.info.pid}) could not be killed: {error!r}")
 
 
 def free(

@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from rankexec._gang.picklers import CallPickler, DillPickler, Keep, ResultPickle
 
 __all__ = ("Packed", "pack", "pack_result", "unpack")
 
+PASSES_FILES = hasattr(socket, "AF_UNIX") and reduction.HAVE_SEND_HANDLE
+"""Whether files can be sent to other processes; else all travels inside the messages."""
 INLINE_LIMIT = 8 * 1024
 """Bytes up to which a payload travels inside its message: far below a socket's buffer."""
 BUFFER_LIMIT = 1024 * 1024
@@ -80,9 +83,10 @@ def _pack(
     value: Any,
     make: Callable[[io.BytesIO, Keep], cloudpickle.Pickler],
     *,
-    inline: bool = not reduction.HAVE_SEND_HANDLE,
+    inline: bool = False,
 ) -> Packed:
     kept: list[memoryview] = []
+    inline = inline or not PASSES_FILES
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         """Return whether the buffer stays in the stream."""

@@ -20,8 +20,11 @@ import faulthandler
 import io
 import os
 import signal
+import socket
 import sys
+import threading
 import time
+import traceback
 import types
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -30,14 +33,16 @@ from typing import Any
 from multiprocess import spawn
 from multiprocess.connection import Connection
 
-from rankexec._gang import namespace, outcomes, output, tensors
+from rankexec._gang import namespace, outcomes, output, tensors, wire
 from rankexec._gang.call import Call, RankInfo, Seat, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
 from rankexec._gang.wire import Packed, pack_result, unpack
 from rankexec.errors import NotShippable
 
-__all__ = ("STACKS_SIGNAL", "die_with", "main")
+__all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded")
+
+TOKEN_BYTES = 32
 
 # A real-time signal: frameworks and users have their own ideas about SIGUSR1 and SIGUSR2.
 # Windows has neither, and no local launcher.
@@ -52,11 +57,60 @@ def main(channel: int, stacks: int, guardian: int) -> None:
     """Serve the caller's calls, then end."""
     die_with(guardian)
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
-    connection = Channel(Connection(channel))
+    _talk(Channel(Connection(channel)))
+
+
+def main_unguarded(port: int) -> None:
+    """Do the same for a caller that hands down no descriptors, and on whom nobody looks after us.
+
+    Tokens come by stdin; with each a connection is made to `port`: the channel, and a line on which
+    the caller asks for stacks, and whose end is the caller's.
+    """
+    connections = []
+    for _ in range(2):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(sys.stdin.buffer.read(TOKEN_BYTES))
+        connections.append(connection)
+    channel, line = connections
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
+    wire.PASSES_FILES = False
+    _talk(Channel(Connection(channel.detach())))
+    _end_children()
+
+
+def _watch(line: socket.socket) -> None:
+    """Answer with the stacks of all threads; end with the caller."""
+    with suppress(ConnectionError):
+        while line.recv(1):
+            line.sendall(_stacks().encode("utf-8", "backslashreplace"))
+    _end_children()
+    os._exit(1)
+
+
+def _stacks() -> str:
+    frames = sys._current_frames()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames.items()
+    )
+
+
+def _end_children() -> None:
+    import psutil  # nobody else needs it here
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _talk(channel: Channel) -> None:
     with suppress(EOFError, ConnectionError):  # the caller has nothing more to say
-        _, preparation, _ = connection.receive()
+        _, preparation, _ = channel.receive()
         _prepare(preparation)
-        _serve(connection)
+        _serve(channel)
     output.flush()
 
 

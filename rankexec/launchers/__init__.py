@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from typing import Any, Protocol
 
 from rankexec._gang.call import Seat
@@ -42,13 +43,13 @@ class Child(Protocol):
 
     channel: Channel
     """Where its messages come and go."""
-    stdout: int
-    stderr: int
-    stacks: int
-    """Descriptors to read, for its output and for the stacks that `show_stacks` asks for."""
+    stdout: RawIOBase
+    stderr: RawIOBase
+    stacks: RawIOBase
+    """To read without waiting: its output, and the stacks that `show_stacks` asks for."""
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when `news` has something."""
+        """Return the descriptor that is readable when `news` has something; a socket on Windows."""
 
     def news(self) -> list[Started | Ended]:
         """Return what has happened since the last call. Raises OSError if it could not start."""

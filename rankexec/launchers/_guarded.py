@@ -22,15 +22,21 @@ __all__ = ("GUARDIANS", "Guardian", "command_for")
 _CLOSE_SECONDS = 10.0
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[-1].splitlines(); "
-    "from {module} import main; main(*map(int, sys.argv[1:-1]))"
+    "from {module} import {main} as main; main(*map(int, sys.argv[1:-1]))"
 )
 
 
-def command_for(module: str) -> list[str]:
-    """Return a command that runs `module.main`; integers go before the last item, sys.path."""
+def command_for(module: str, main: str = "main") -> list[str]:
+    """Return a command that runs a module's `main`; integers go before the last item, sys.path."""
     path = "\n".join(entry or os.getcwd() for entry in sys.path if isinstance(entry, str))
     python = os.fsdecode(spawn.get_executable())
-    return [python, *util._args_from_interpreter_flags(), "-c", _BOOT.format(module=module), path]
+    return [
+        python,
+        *util._args_from_interpreter_flags(),
+        "-c",
+        _BOOT.format(module=module, main=main),
+        path,
+    ]
 
 
 class Guardian:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from io import RawIOBase
 from typing import Any
 
 import multiprocess
@@ -40,7 +41,9 @@ class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no typ
         self.find_guardian = find_guardian
         self.fork = fork
         self.channel: Channel
-        self.stdout = self.stderr = self.stacks = -1
+        self.stdout: RawIOBase
+        self.stderr: RawIOBase
+        self.stacks: RawIOBase
 
     @staticmethod
     def _Popen(process: RankProcess) -> GuardedPopen:  # noqa: N802  # multiprocess's hook
@@ -80,9 +83,9 @@ class GuardedPopen:
         process.channel = Channel(ours)
         self._status, status = multiprocess.Pipe(duplex=False)
         self.sentinel = self._status.fileno()
-        process.stacks, stacks = os.pipe()
-        process.stdout, stdout = os.pipe()
-        process.stderr, stderr = os.pipe()
+        process.stacks, stacks = _pipe()
+        process.stdout, stdout = _pipe()
+        process.stderr, stderr = _pipe()
         command = None if process.fork else command_for("rankexec._gang.worker")
         details = (self._key, command, process.environment)
         fds = [theirs.fileno(), stacks, stdout, stderr, status.fileno()]
@@ -95,8 +98,8 @@ class GuardedPopen:
                 self._guardian = process.find_guardian()
                 self._guardian.start(fds, *details)
         except BaseException:
-            for fd in (process.stacks, process.stdout, process.stderr):
-                os.close(fd)
+            for source in (process.stacks, process.stdout, process.stderr):
+                source.close()
             process.channel.close()
             self._status.close()
             raise
@@ -164,3 +167,10 @@ class GuardedPopen:
     def close(self) -> None:
         with self._lock:
             self._status.close()
+
+
+def _pipe() -> tuple[RawIOBase, int]:
+    """Return a pipe's end that is read without waiting, and the descriptor of the other."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return open(reader, "rb", buffering=0), writer

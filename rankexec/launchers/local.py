@@ -6,7 +6,6 @@ This is the caller's side; the guardian's is in `_guardian`, the child's in `ran
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,30 +13,36 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from multiprocess import reduction
-
 from rankexec._gang.call import Seat
 from rankexec._gang.restore import base_environment
+from rankexec._gang.wire import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx
+from rankexec.launchers import Child
 from rankexec.launchers._guarded import GUARDIANS, Guardian
 from rankexec.launchers._popen import RankProcess
+from rankexec.launchers._unguarded import kill_all, start_unguarded
 
 __all__ = ("LocalLauncher",)
 
 # The first is the default. Libraries of macOS do not stand a fork without exec.
+_START_METHODS: tuple[str, ...]
 _START_METHODS = ("spawn", "forkserver") if sys.platform == "darwin" else ("forkserver", "spawn")
+if not PASSES_FILES:
+    _START_METHODS = ("spawn",)
 
 
 class LocalLauncher:
     """Starts ranks on this host, all of them as children of a guardian process.
 
     The guardian is started in the background when the first executor is made and ends with the
-    last one, or with `close()`. Launchers that need the same guardian share it.
+    last one, or with `close()`. Launchers that need the same guardian share it. On Windows, where a
+    process cannot be handed descriptors, ranks are the caller's own children.
 
     Args:
         start_method: "forkserver": ranks are forked from a guardian that has imported `preload`,
             and torch if the caller has: fresh processes in milliseconds. "spawn": every rank is a
-            fresh interpreter. None: the first, but on macOS the second.
+            fresh interpreter. None: the first, but the second on macOS and
+            Windows.
         preload: modules for the guardian to import, by name; none may start threads or touch
             CUDA.
         standby: keep as many children forked ahead as the last gang had, until the executors that
@@ -45,7 +50,7 @@ class LocalLauncher:
         standby_ttl: seconds after which children forked ahead and not used are ended.
 
     Raises:
-        TypeError, ValueError: a wrong argument, or a platform without Unix sockets (Windows).
+        TypeError, ValueError: a wrong argument.
     """
 
     def __init__(
@@ -59,11 +64,6 @@ class LocalLauncher:
         start_method = _START_METHODS[0] if start_method is None else start_method
         if start_method not in _START_METHODS:
             raise ValueError(f"start_method takes one of {_START_METHODS}, got {start_method!r}")
-        if not hasattr(socket, "AF_UNIX") or not reduction.HAVE_SEND_HANDLE:
-            raise ValueError(
-                "LocalLauncher passes descriptors over Unix sockets, which this platform lacks; "
-                "rankexec runs on Linux (tested) and is written for macOS"
-            )
         if isinstance(standby_ttl, bool) or not isinstance(standby_ttl, (int, float)):
             raise TypeError(f"standby_ttl takes seconds above 0, got {standby_ttl!r}")
         if not standby_ttl > 0:
@@ -82,7 +82,8 @@ class LocalLauncher:
         with self._lock:
             self._leases += 1
         GUARDIANS.lease()
-        self.find_guardian(base_environment(), preload)
+        if PASSES_FILES:
+            self.find_guardian(base_environment(), preload)
 
     def release(self) -> None:
         """End what is parked with this launcher's last lease, the guardian with the last of all."""
@@ -95,6 +96,7 @@ class LocalLauncher:
     def close(self) -> None:
         """End every guardian of this process now, with all its ranks; used again, it restarts."""
         GUARDIANS.close()
+        kill_all()
 
     def find_guardian(
         self, environment: Mapping[str, str], preload: Sequence[str] = ()
@@ -114,8 +116,11 @@ class LocalLauncher:
         seats: Sequence[Seat],
         environments: Sequence[Mapping[str, str]],
         preparation: dict[str, Any],
-    ) -> Iterator[RankProcess]:
+    ) -> Iterator[Child]:
         """Start the processes of a gang, one by one; each is there soon after it is yielded."""
+        if not PASSES_FILES:
+            yield from start_unguarded(seats, environments, preparation)
+            return
         for seat, environment in zip(seats, environments, strict=True):
             find = partial(self.find_guardian, environment)
             process = RankProcess(seat, environment, find, fork=self.start_method != "spawn")
