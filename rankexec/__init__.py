@@ -2,6 +2,7 @@
 
 The map of the house, from the top down (imports run downwards only):
 
+    mpify               mpify's functions; imported on request only
     executor            RankedExecutor: submit, map, options, shutdown
     _shared, _map       what several executors share; lazy iterators
     _gang.run           one call from preparation to result, here (caller is a rank) or apart

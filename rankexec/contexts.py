@@ -130,11 +130,12 @@ class TorchDDPCtx:
                 f"{dist.get_world_size()}), so it cannot be rank {caller_rank} of a new one; call "
                 f"torch.distributed.destroy_process_group() first, or use caller_rank=None"
             )
-        if self.addr is not None:
-            if self.base_rank + world_size > (self.world_size or world_size):
+        if self._address(world_size) is not None:
+            size = self.world_size or world_size
+            if self.base_rank + world_size > size:
                 raise ValueError(
                     f"ranks {self.base_rank} to {self.base_rank + world_size - 1} do not fit into "
-                    f"world_size={self.world_size}"
+                    f"world_size={size}"
                 )
             yield {"GLOO_SOCKET_IFNAME": None, "NCCL_SOCKET_IFNAME": None}
             return
@@ -151,9 +152,12 @@ class TorchDDPCtx:
         import torch.distributed as dist
 
         with ExitStack() as undo:
-            rank, size = self._place()
-            local_rank = int(os.environ["LOCAL_RANK"])
-            on_gpu = self.use_gpu and has_own_gpu(torch, int(os.environ["LOCAL_WORLD_SIZE"]))
+            local_rank, ranks_here = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
+            address = self._address(ranks_here)
+            rank = _number("RANK") + self.base_rank
+            size = self.world_size or _number("WORLD_SIZE")
+            undo.enter_context(_set(self._variables(rank, size, address)))
+            on_gpu = self.use_gpu and has_own_gpu(torch, ranks_here)
             if on_gpu:
                 torch.cuda.set_device(local_rank)
                 undo.callback(torch.cuda.empty_cache)
@@ -166,7 +170,7 @@ class TorchDDPCtx:
             else:
                 options = {} if self.timeout is None else {"timeout": self.timeout}
                 backend = self.backend or ("nccl" if on_gpu else "gloo")
-                store = self._store(rank, size)
+                store = self._store(rank, size, address)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
                 undo.callback(destroy_group)
             self._leaving = undo.pop_all()
@@ -176,33 +180,59 @@ class TorchDDPCtx:
         """Leave: destroy the group if this context made it."""
         self._leaving.close()
 
-    def _place(self) -> tuple[int, int]:
-        """Return rank and size in the group, and let the environment say the same."""
-        rank = int(os.environ["RANK"]) + self.base_rank
-        size = self.world_size or int(os.environ["WORLD_SIZE"])
-        if self.addr is not None:
-            os.environ.update(
-                RANK=str(rank),
-                WORLD_SIZE=str(size),
-                MASTER_ADDR=self.addr,
-                MASTER_PORT=str(self.port),
-            )
-        return rank, size
+    def _address(self, ranks_here: int) -> tuple[str, int] | None:  # noqa: ARG002  # for subclasses
+        """Return where the group's rank 0 listens; None if the caller holds the store."""
+        return None if self.addr is None or self.port is None else (self.addr, self.port)
 
-    def _store(self, rank: int, size: int) -> torch.distributed.Store:
+    def _variables(self, rank: int, size: int, address: tuple[str, int] | None) -> dict[str, str]:
+        """Return what the environment says while a rank is in a group larger than its gang."""
+        if address is None:
+            return {}
+        host, port = address
+        names = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": host, "MASTER_PORT": port}
+        return {name: str(value) for name, value in names.items()}
+
+    def _store(
+        self, rank: int, size: int, address: tuple[str, int] | None
+    ) -> torch.distributed.Store:
         import torch.distributed as dist
 
-        if self.addr is not None and self.port is not None:
+        if address is not None:
             limit = {} if self.timeout is None else {"timeout": self.timeout}
-            store = dist.TCPStore(self.addr, self.port, size, is_master=rank == 0, **limit)
+            store = dist.TCPStore(*address, size, is_master=rank == 0, **limit)
         else:
-            host, _, port = os.environ[_STORE].rpartition(":")
+            host, _, port = _variable(_STORE).rpartition(":")
             # The server stood before this rank began. Should it be gone, because the gang is being
             # ended, torch would try again for as long as a collective may take.
             patience = min(_CONNECT, self.timeout or _CONNECT)
             store = dist.TCPStore(host, int(port), is_master=False, timeout=patience)
             store.set_timeout(self.timeout or dist.distributed_c10d.default_pg_timeout)
         return dist.PrefixStore("rankexec", store)
+
+
+def _number(name: str) -> int:
+    return int(_variable(name))
+
+
+def _variable(name: str) -> str:
+    if name not in os.environ:
+        raise RuntimeError(f"no {name} is set: TorchDDPCtx is entered by the ranks of a gang")
+    return os.environ[name]
+
+
+@contextmanager
+def _set(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, then put back what was there: a rank may enter once more."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _check_int(name: str, value: Any, least: int, most: int | None) -> None:

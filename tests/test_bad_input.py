@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 
-from rankexec import LocalLauncher, RankedExecutor, TorchDDPCtx
+from rankexec import LocalLauncher, RankedExecutor, TorchDDPCtx, mpify
 
 
 class Enters:
@@ -235,6 +236,8 @@ def test_options(executor, name) -> None:
 def test_context(name) -> None:
     """TorchDDPCtx's arguments; torch is not asked."""
     check(name, CONTEXT[name], TorchDDPCtx)
+    if name in signature(mpify.TorchDDPCtx).parameters:
+        check(name, CONTEXT[name], mpify.TorchDDPCtx)
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -339,3 +342,20 @@ def test_ctx_that_makes_no_context_manager(monkeypatch) -> None:
         future = executor.submit(int)
     with pytest.raises(TypeError, match="ctx made a int"):
         future.result()
+
+
+@pytest.mark.parametrize("kind", [TorchDDPCtx, mpify.TorchDDPCtx])
+def test_context_outside_a_gang(kind, monkeypatch) -> None:
+    """Nobody but a rank can enter it: it says so, in this process too."""
+    pytest.importorskip("torch")
+    with pytest.raises(
+        RuntimeError, match="LOCAL_RANK is set: TorchDDPCtx is entered by the ranks"
+    ):
+        kind().__enter__()
+    for name in ("LOCAL_RANK", "RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(RuntimeError, match="is entered by the ranks of a gang"):
+        kind().__enter__()
+    assert "OMP_NUM_THREADS" not in os.environ

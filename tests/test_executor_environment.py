@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -292,3 +293,23 @@ def test_imports_that_fail(make_executor) -> None:
     executor = make_executor(2, imports="import no_such_module_anywhere")
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
         executor.submit(int).result()
+
+
+@with_children_only
+def test_imports_come_before_the_call(make_executor, tmp_path, monkeypatch) -> None:
+    """Nothing is unpickled before: libraries patch classes on import."""
+    (tmp_path / "patches.py").write_text("import patched\npatched.ready = True\n")
+    (tmp_path / "patched.py").write_text(
+        "import patched\n"
+        "def rebuild(): return patched.ready\n"
+        "class Picky:\n"
+        "    def __reduce__(self): return rebuild, ()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    patched = importlib.import_module("patched")
+    executor = make_executor(2)
+    with pytest.raises(AttributeError, match="ready"):
+        executor.submit(ranked_functions.returning, patched.Picky()).result()
+    again = executor.options(imports="from patches import *")
+    assert again.submit(ranked_functions.returning, patched.Picky()).result() is True
+    del sys.modules["patched"]

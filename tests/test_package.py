@@ -19,7 +19,7 @@ from helpers import run_python
 import rankexec
 
 LAYERS = """
-    rankexec
+    rankexec                    mpify
     executor
     _shared                     launchers._guardian
     _gang.run                   launchers.local     launchers._forked

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ("find_needed", "parse_imports", "run_imports", "set_in_main", "with_imports")
+__all__ = (
+    "find_needed",
+    "global_imports",
+    "import_star",
+    "keep_imports",
+    "parse_imports",
+    "run_imports",
+    "set_in_main",
+    "with_imports",
+)
 
 
 def parse_imports(source: str) -> str:
@@ -20,17 +29,28 @@ def parse_imports(source: str) -> str:
     """
     if not isinstance(source, str):
         raise TypeError(f"imports takes a string of import statements, got {source!r}")
+    source = _dedented(source)
     try:
-        tree = ast.parse(_dedented(source), "<imports>")
+        tree = ast.parse(source, "<imports>")
+        # Not in the string itself: what stands in it may be more than import statements.
+        parsed = ast.unparse(_checked(tree))
+        compile(parsed, "<imports>", "exec")  # finds what the parser does not: __future__
     except SyntaxError as error:
-        raise ValueError(f"imports does not parse: {error}") from error
+        line = (error.text or source).strip()
+        raise ValueError(f"imports does not parse: {line!r} ({error.msg})") from error
+    return parsed
+
+
+def _checked(tree: ast.Module) -> ast.Module:
     for statement in tree.body:
+        text = ast.unparse(statement)
         if not isinstance(statement, (ast.Import, ast.ImportFrom)):
-            text = ast.unparse(statement)
             raise ValueError(  # noqa: TRY004  # a statement is no type of an argument
                 f"imports takes import statements only, got {text!r}"
             )
-    return ast.unparse(tree)
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            raise ValueError(f"imports takes absolute imports only: no package, got {text!r}")
+    return tree
 
 
 def _dedented(source: str) -> str:
@@ -41,9 +61,57 @@ def _dedented(source: str) -> str:
 
 def run_imports(source: str) -> None:
     """Run import statements in this process's `__main__`."""
-    if source:
-        code = compile(source, "<imports>", "exec")
-        exec(code, sys.modules["__main__"].__dict__)  # noqa: S102  # import statements, checked
+    sys.modules["__main__"].__dict__.update(_imported(source))
+
+
+def _imported(source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<imports>", "exec"), found)  # noqa: S102  # import statements, checked
+    return {name: found[name] for name in found if name not in ("__name__", "__builtins__")}
+
+
+def global_imports(imports: str | Sequence[str], ns: dict[str, Any] | None = None) -> None:
+    """Run import statements in a namespace; what it has under such a name is replaced.
+
+    Args:
+        imports: a list of import statements, or a string of them.
+        ns: the namespace, a dict; None: `__main__`'s.
+
+    Raises:
+        ValueError: a line is no import statement; nothing has been imported.
+        TypeError: `imports` is neither a string nor strings.
+    """
+    source = imports if isinstance(imports, str) else "\n".join(_names("imports", imports))
+    found = _imported(parse_imports(source))
+    (sys.modules["__main__"].__dict__ if ns is None else ns).update(found)
+
+
+def import_star(modules: Sequence[str], ns: dict[str, Any] | None = None) -> None:
+    """Do `from module import *` for each module; inside a function, too.
+
+    Args:
+        modules: a list of module names.
+        ns: the namespace, a dict; None: `__main__`'s.
+
+    Raises:
+        ValueError: a name is none that a module can have.
+        TypeError: `modules` is no list of strings.
+    """
+    names = _names("modules", modules)
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"modules takes names of modules, got {name!r}")
+    global_imports([f"from {name} import *" for name in names], ns)
+
+
+def _names(argument: str, values: Any) -> list[str]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{argument} takes a list of strings, got {values!r}")
+    names = list(values)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} takes a list of strings, got {name!r} in it")
+    return names
 
 
 def find_needed(names: str | Iterable[str]) -> dict[str, Any]:
@@ -68,22 +136,28 @@ def set_in_main(values: dict[str, Any]) -> None:
     sys.modules["__main__"].__dict__.update(values)
 
 
+def keep_imports(source: str) -> dict[str, Any]:
+    """Let the caller's `__main__` have the imports, and return what that has added.
+
+    Names that the user has there already are left alone.
+    """
+    main = sys.modules["__main__"].__dict__
+    added = {name: value for name, value in _imported(source).items() if name not in main}
+    main.update(added)
+    return added
+
+
 @contextmanager
 def with_imports(source: str) -> Iterator[None]:
     """Let the caller's `__main__` have the imports while its rank runs, and not longer.
 
-    Names that the user has there already are left alone.
+    What the rank has set under such a name stays.
     """
-    if not source:
-        yield
-        return
-    fresh: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, "<imports>", "exec"), fresh)  # noqa: S102  # checked, as above
     main = sys.modules["__main__"].__dict__
-    added = [name for name in fresh if name not in main and name != "__builtins__"]
-    main.update({name: fresh[name] for name in added})
+    added = keep_imports(source)
     try:
         yield
     finally:
-        for name in added:
-            main.pop(name, None)
+        for name, value in added.items():
+            if name in main and main[name] is value:
+                del main[name]
