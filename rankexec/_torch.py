@@ -28,11 +28,9 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
     """
     import torch.distributed as dist
 
-    listener = socket.socket()
+    listener = _listen_on_loopback()
     try:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1024)
-        host, port = listener.getsockname()
+        host, port = listener.getsockname()[:2]
         limit = {} if timeout is None else {"timeout": timeout}
         server = dist.TCPStore(
             host,
@@ -49,6 +47,39 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
         yield f"{host}:{port}"
     finally:
         del server  # ends its thread, and frees whoever still waits for a key
+
+
+def _listen_on_loopback() -> socket.socket:
+    """Return a listening socket on ::1 if the hosts file names it, else on 127.0.0.1.
+
+    torch asks for the name of every address that it connects to, and of 127.0.0.1 it does so in
+    IPv6's form, ::ffff:127.0.0.1. No hosts file has that, so each rank would ask a name server,
+    and wait five seconds where the answer is lost.
+    """
+    if socket.has_ipv6 and _names_ipv6_loopback():
+        with suppress(OSError):  # the file has it, the host does not
+            return _listen(socket.AF_INET6, "::1")
+    return _listen(socket.AF_INET, "127.0.0.1")
+
+
+def _listen(family: socket.AddressFamily, host: str) -> socket.socket:
+    listener = socket.socket(family)
+    try:
+        listener.bind((host, 0))
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+_HOSTS = "/etc/hosts"
+
+
+def _names_ipv6_loopback() -> bool:
+    with suppress(OSError), open(_HOSTS, encoding="utf-8", errors="replace") as file:
+        return any(line.split()[:1] == ["::1"] for line in file)
+    return False
 
 
 def has_own_gpu(torch: Any, ranks: int) -> bool:
