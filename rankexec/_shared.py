@@ -6,16 +6,20 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankexec._future import RankedFuture
-from rankexec._gang.run import Job, run_apart, run_here
+from rankexec._gang.call import Call
 from rankexec._map import LazyMap
+from rankexec._settings import Settings
 from rankexec._slots import Slots, cpu_count
 from rankexec.launchers import Launcher
 from rankexec.launchers.local import LocalLauncher
+
+if TYPE_CHECKING:
+    from rankexec._gang.run import Job
 
 __all__ = ("Shared", "check_launcher")
 
@@ -54,6 +58,10 @@ class Shared:
         self._unstarted: set[LazyMap] = set()
         self._started: weakref.WeakSet[LazyMap] = weakref.WeakSet()
         self.launcher.lease(preload)
+        # As long to import as all the rest: not with rankexec, but while the launcher gets ready.
+        from rankexec._gang import run
+
+        self._run = run
         self._release = weakref.finalize(self, self.launcher.release)
         _living.add(self)
 
@@ -66,11 +74,15 @@ class Shared:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
+    def job(self, call: Call, settings: Settings, future: RankedFuture[Any]) -> Job:
+        """Return what runs a call."""
+        return self._run.Job(call, settings, self.slots, self.launcher, future)
+
     def run_here(self, job: Job) -> None:
         """Run a gang with this thread as a rank."""
         with self._lock:
             self._futures.add(job.future)
-        run_here(job, self._here)
+        self._run.run_here(job, self._here)
 
     def run_apart(self, job: Job) -> None:
         """Queue a gang of children."""
@@ -79,7 +91,8 @@ class Shared:
             self._futures.add(job.future)
             self.launcher.lease()
             # The context of the submitting thread: a notebook's output finds its cell by it.
-            self._apart.submit(contextvars.copy_context().run, _run_and_release, job)
+            context = contextvars.copy_context()
+            self._apart.submit(context.run, _run_and_release, self._run.run_apart, job)
 
     def hold(self, lazy: LazyMap) -> LazyMap:
         """Keep a lazy map until it is started; `shutdown` runs those that never were."""
@@ -128,7 +141,7 @@ class Shared:
         self._unstarted.clear()
 
 
-def _run_and_release(job: Job) -> None:
+def _run_and_release(run_apart: Callable[[Job], None], job: Job) -> None:
     try:
         run_apart(job)
     finally:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, inside_rank
 from rankexec._gang.namespace import find_needed
-from rankexec._gang.run import Job
 from rankexec._map import LazyMap, run_ahead
 from rankexec._settings import (
     Settings,
@@ -142,7 +141,7 @@ class RankedExecutor(Executor):
             self._shared.slots.check_reachable(settings.world_size)
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
         future: RankedFuture[Any] = RankedFuture()
-        job = Job(call, settings, self._shared.slots, self._shared.launcher, future)
+        job = self._shared.job(call, settings, future)
         try:
             job.pack()
         except Exception as error:  # the future is where an executor's user looks for it

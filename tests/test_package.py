@@ -151,6 +151,16 @@ def test_what_is_loaded(tmp_path, what) -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_what_waits_for_an_executor(tmp_path) -> None:
+    """What only gangs need is imported when an executor is made, while its launcher gets ready."""
+    heavy = ["multiprocess", "dill", "cloudpickle", "psutil", "loky", "rankexec._gang.run"]
+    loaded = f"print([n for n in {heavy} if n in sys.modules])"
+    make = "rankexec.RankedExecutor(2).shutdown()"
+    code = f"import sys, rankexec; {loaded}; {make}; {loaded}"
+    done = run_python(["-c", code], tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert (done.stdout, done.stderr) == (f"[]\n{heavy}\n", "")
+
+
 def test_it_is_typed() -> None:
     """The marker that tells type checkers so is installed."""
     assert (ROOT / "py.typed").exists()

@@ -34,13 +34,13 @@ def pair():
         return ours, listener.accept()[0]
 
 socket.socketpair = pair
-import psutil, threading, time
+import psutil, sys, threading, time
 import rankexec
 from rankexec import LocalLauncher, RankedExecutor
 from rankexec.launchers import _guarded
 
 def seat(data=b""):
-    print("hello", flush=True)
+    sys.stdout.write("hello\\n")  # a whole line: the caller's rank shares its stream
     return os.environ["RANK"], len(data), os.getppid() == CALLER
 
 def wait():

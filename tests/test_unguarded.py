@@ -12,6 +12,7 @@ from rankexec._gang.call import Seat
 from rankexec.launchers import Ended, _unguarded
 from rankexec.launchers._unguarded import kill_all, start_unguarded
 
+PREPARATION = {"umask": 0o022}
 SEATS = [Seat(rank, 2, "127.0.0.1", 1, rank, 2) for rank in range(2)]
 
 
@@ -32,7 +33,7 @@ def end(rank):
 def test_an_interpreter_that_does_not_start():
     """The error names the rank and has what the interpreter said; the others are ended."""
     environments = [dict(os.environ), {**os.environ, "PYTHONHOME": "/nowhere"}]
-    starting = start_unguarded(SEATS, environments, {})
+    starting = start_unguarded(SEATS, environments, PREPARATION)
     first = next(starting)
     with pytest.raises(OSError, match=r"(?s)interpreter of rank 1 ended with 1: .*encodings"):
         next(starting)
@@ -42,7 +43,7 @@ def test_an_interpreter_that_does_not_start():
 
 def test_ranks_nobody_takes():
     """They are ended when the gang that wanted them is given up."""
-    starting = start_unguarded(SEATS, [dict(os.environ)] * 2, {})
+    starting = start_unguarded(SEATS, [dict(os.environ)] * 2, PREPARATION)
     first = next(starting)
     second = starting.gi_frame.f_locals["starting"][0].process.pid
     starting.close()
@@ -62,7 +63,7 @@ def test_strangers_on_the_port(monkeypatch):
             strangers[1].sendall(b"x" * 100)
 
     monkeypatch.setattr(_unguarded, "_Arrivals", Arrivals)
-    ranks = list(start_unguarded(SEATS, [dict(os.environ)] * 2, {}))
+    ranks = list(start_unguarded(SEATS, [dict(os.environ)] * 2, PREPARATION))
     for stranger in strangers:
         stranger.close()
     assert [rank.news()[0].pid for rank in ranks] == [rank.pid for rank in ranks]

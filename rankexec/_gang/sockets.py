@@ -10,7 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ("reserved_port", "tcp_sockets")
+__all__ = ("PASSES_FILES", "reserved_port", "tcp_sockets")
+
+PASSES_FILES = all(hasattr(socket, name) for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"))
+"""Whether open files can be sent to other processes. Not on Windows."""
 
 
 @contextmanager

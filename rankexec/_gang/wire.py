@@ -6,21 +6,18 @@ import io
 import mmap
 import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
-from multiprocess import reduction
 
+from rankexec._gang import sockets
 from rankexec._gang.picklers import CallPickler, DillPickler, Keep, ResultPickler
 
 __all__ = ("Packed", "pack", "pack_result", "unpack")
 
-PASSES_FILES = hasattr(socket, "AF_UNIX") and reduction.HAVE_SEND_HANDLE
-"""Whether files can be sent to other processes; else all travels inside the messages."""
 INLINE_LIMIT = 8 * 1024
 """Bytes up to which a payload travels inside its message: far below a socket's buffer."""
 BUFFER_LIMIT = 1024 * 1024
@@ -86,7 +83,7 @@ def _pack(
     inline: bool = False,
 ) -> Packed:
     kept: list[memoryview] = []
-    inline = inline or not PASSES_FILES
+    inline = inline or not sockets.PASSES_FILES  # then all travels inside the message
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         """Return whether the buffer stays in the stream."""

@@ -33,7 +33,7 @@ from typing import Any
 from multiprocess import spawn
 from multiprocess.connection import Connection
 
-from rankexec._gang import namespace, outcomes, output, tensors, wire
+from rankexec._gang import namespace, outcomes, output, sockets, tensors
 from rankexec._gang.call import Call, RankInfo, Seat, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
@@ -75,7 +75,7 @@ def main_unguarded(port: int) -> None:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
-    wire.PASSES_FILES = False
+    sockets.PASSES_FILES = False
     _talk(Channel(Connection(channel.detach())))
     _end_children()
 

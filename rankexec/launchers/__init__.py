@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rankexec._gang.call import Seat
-from rankexec._gang.channel import Channel
+
+if TYPE_CHECKING:
+    from rankexec._gang.channel import Channel
 
 __all__ = ("Child", "Ended", "Launcher", "Started")
 

@@ -12,11 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import multiprocess
-from multiprocess import reduction, spawn, util
-
-from rankexec._gang.channel import Channel
-
 __all__ = ("GUARDIANS", "Guardian", "command_for")
 
 _CLOSE_SECONDS = 10.0
@@ -28,6 +23,8 @@ _BOOT = (
 
 def command_for(module: str, main: str = "main") -> list[str]:
     """Return a command that runs a module's `main`; integers go before the last item, sys.path."""
+    from multiprocess import spawn, util
+
     path = "\n".join(entry or os.getcwd() for entry in sys.path if isinstance(entry, str))
     python = os.fsdecode(spawn.get_executable())
     return [
@@ -44,6 +41,8 @@ class Guardian:
 
     def __init__(self, environment: Mapping[str, str], preload: Sequence[str] | None) -> None:
         """Start it, in the background; with `preload`, ranks can be forked from it."""
+        import multiprocess  # brings dill along
+
         self._lock = threading.Lock()
         self.running = 0
         """Ranks that were started and have not ended."""
@@ -78,6 +77,8 @@ class Guardian:
 
     def start(self, fds: list[int], *details: Any) -> None:
         """Have it start a rank. Raises ConnectionError if it is gone."""
+        from multiprocess import reduction
+
         with self._lock:
             self._control.send_bytes(pickle.dumps(("start", *details)))
             with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
@@ -204,4 +205,3 @@ def _is_read_on_import(name: str) -> bool:
 GUARDIANS = Guardians()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=GUARDIANS.forget)
-    os.register_at_fork(after_in_child=Channel.close_all)

@@ -174,3 +174,7 @@ def _pipe() -> tuple[RawIOBase, int]:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     return open(reader, "rb", buffering=0), writer
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Channel.close_all)

@@ -15,12 +15,10 @@ from typing import Any
 
 from rankexec._gang.call import Seat
 from rankexec._gang.restore import base_environment
-from rankexec._gang.wire import PASSES_FILES
+from rankexec._gang.sockets import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx
 from rankexec.launchers import Child
 from rankexec.launchers._guarded import GUARDIANS, Guardian
-from rankexec.launchers._popen import RankProcess
-from rankexec.launchers._unguarded import kill_all, start_unguarded
 
 __all__ = ("LocalLauncher",)
 
@@ -96,7 +94,10 @@ class LocalLauncher:
     def close(self) -> None:
         """End every guardian of this process now, with all its ranks; used again, it restarts."""
         GUARDIANS.close()
-        kill_all()
+        if not PASSES_FILES:
+            from rankexec.launchers._unguarded import kill_all
+
+            kill_all()
 
     def find_guardian(
         self, environment: Mapping[str, str], preload: Sequence[str] = ()
@@ -118,9 +119,14 @@ class LocalLauncher:
         preparation: dict[str, Any],
     ) -> Iterator[Child]:
         """Start the processes of a gang, one by one; each is there soon after it is yielded."""
+        # Imported here, as both bring multiprocess along.
         if not PASSES_FILES:
+            from rankexec.launchers._unguarded import start_unguarded
+
             yield from start_unguarded(seats, environments, preparation)
             return
+        from rankexec.launchers._popen import RankProcess
+
         for seat, environment in zip(seats, environments, strict=True):
             find = partial(self.find_guardian, environment)
             process = RankProcess(seat, environment, find, fork=self.start_method != "spawn")
