@@ -30,6 +30,8 @@ def parse_imports(source: str) -> str:
     if not isinstance(source, str):
         raise TypeError(f"imports takes a string of import statements, got {source!r}")
     source = _dedented(source)
+    if "\0" in source:  # Pythons differ in what they say to it
+        raise ValueError(f"imports does not parse: {source!r} (null characters)")
     try:
         tree = ast.parse(source, "<imports>")
         # Not in the string itself: what stands in it may be more than import statements.
