@@ -15,6 +15,7 @@ import pytest
 from helpers import is_running, run_script, wait_until
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
+from rankexec.launchers import _guarded
 from rankexec.launchers._guarded import GUARDIANS
 
 
@@ -119,6 +120,29 @@ with RankedExecutor(2, launcher=LocalLauncher("forkserver", preload=["slow_prelo
 print(time.monotonic() - began < 5)
 """
     assert run_script(tmp_path, source) == "True\n"
+
+
+def modules() -> list[str]:
+    """Return which of two modules this process has."""
+    return [name for name in ("first_preload", "later_preload") if name in sys.modules]
+
+
+def test_a_gang_that_waits_goes_before_what_is_imported_later(tmp_path, monkeypatch):
+    """It is forked as soon as what it may need is there; the rest comes when nobody waits."""
+    for name in ("first", "later"):
+        wait = f"while not os.path.exists({str(tmp_path / name)!r}): time.sleep(0.01)"
+        (tmp_path / f"{name}_preload.py").write_text(f"import os, time\n{wait}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_guarded, "LATER", {"later_preload"})
+    launcher = LocalLauncher("forkserver", preload=["later_preload", "first_preload"])
+    with executor_with(launcher) as executor:
+        future = executor.submit(modules)
+        wait_until(lambda: list(GUARDIANS._by_key.values())[-1].running == 2)
+        (tmp_path / "first").touch()
+        assert future.result() == [["first_preload"]] * 2
+        (tmp_path / "later").touch()
+        found = wait_until(lambda: [m for m in executor.submit(modules).result() if len(m) == 2])
+        assert found == [["first_preload", "later_preload"]] * 2
 
 
 class Impatient(LocalLauncher):

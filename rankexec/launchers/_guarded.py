@@ -68,7 +68,8 @@ class Guardian:
                 os.close(caller)
         self._control = ours
         if preload is not None:
-            self.tell("preload", list(preload))
+            named = [name for name in preload if name not in LATER]
+            self.tell("preload", named, [name for name in preload if name in LATER])
 
     def alive(self) -> bool:
         """Return whether the process is there."""
@@ -201,6 +202,9 @@ def _is_read_on_import(name: str) -> bool:
     # The number of threads differs with the world size; a forked rank sets it by torch's function.
     return name.startswith(_PREFIXES) and name != "OMP_NUM_THREADS"
 
+
+LATER = frozenset({"torch._dynamo"})
+"""Takes half as long to import as torch, and not every rank needs it: it delays no gang."""
 
 GUARDIANS = Guardians()
 if hasattr(os, "register_at_fork"):

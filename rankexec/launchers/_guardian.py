@@ -3,7 +3,8 @@
     python -c ... main(control, caller)        run by rankexec.launchers.local
 
     control   descriptor of a socket to the caller. Messages are pickled tuples:
-              ("preload", names)        first of all, if ranks are to be forked
+              ("preload", names, later) first of all, if ranks are to be forked; what is `later`
+                  is imported when there is nothing else to do
               ("start", key, command, environment) and five descriptors:
                   channel, stacks, stdout, stderr, status; without a command, fork
               ("park", count, seconds)  keep so many forked ahead, until unused for so long
@@ -60,6 +61,7 @@ class _Guardian:
         self._closing = False
         self._forks = Forks(self._close_own)
         self._refusal: PreloadError | None = None
+        self._later: list[str] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._on_message)
         if caller >= 0:
@@ -82,7 +84,14 @@ class _Guardian:
             events = self._selector.select(wait)
             for key, _ in events:
                 key.data()
-            wait = 0.0 if events else self._forks.tend()
+            wait = 0.0 if events else self._tend()
+
+    def _tend(self) -> float | None:
+        """Do one thing that nobody waits for; return how long there is nothing more to do."""
+        if self._later:
+            self._preload([self._later.pop(0)])
+            return 0.0
+        return self._forks.tend()
 
     def _on_message(self) -> None:
         if self._closing:
@@ -99,10 +108,8 @@ class _Guardian:
                 fds = reduction.recvfds(own, DESCRIPTORS)
             self._start(fds, *details)
         elif kind == "preload":
-            try:
-                preload(*details)
-            except PreloadError as error:
-                self._refusal = error
+            names, self._later = details
+            self._preload(names)
         elif kind == "park":
             self._forks.park(*details)
         elif kind == "signal":
@@ -111,6 +118,12 @@ class _Guardian:
             self._ranks.kill(*details)
         else:
             self._close()
+
+    def _preload(self, names: list[str]) -> None:
+        try:
+            preload(names)
+        except PreloadError as error:
+            self._refusal = error
 
     def _start(
         self,
