@@ -7,12 +7,20 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rankexec._gang import namespace
 from rankexec._slots import cpu_count, visible_gpus
 
-__all__ = ("Settings", "check_count", "check_devices", "check_seconds", "default_world_size")
+__all__ = (
+    "Settings",
+    "check_count",
+    "check_devices",
+    "check_fits",
+    "check_seconds",
+    "default_world_size",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Settings:
     timeout: float | None
     need: str | tuple[str, ...]
     imports: str
+    by_value: tuple[ModuleType, ...]
     output: Any
     env: Mapping[str, str]
 
@@ -40,6 +49,7 @@ class Settings:
         timeout: float | None,
         need: Any,
         imports: str,
+        by_value: Any,
         output: Any,
         env: Mapping[str, str] | None,
     ) -> Settings:
@@ -53,6 +63,7 @@ class Settings:
             timeout=_checked_timeout(timeout),
             need=_checked_need(need),
             imports=namespace.parse_imports(imports),
+            by_value=_checked_by_value(by_value),
             output=_checked_output(output, world_size),
             env=_checked_env(env),
         )
@@ -97,6 +108,12 @@ def check_devices(devices: Any) -> list[str] | None:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"devices takes GPU ids, at least one, each once, got {devices!r}")
     return names
+
+
+def check_fits(world_size: int, devices: Sequence[str] | None) -> None:
+    """Raise ValueError if there are more ranks than devices."""
+    if devices is not None and world_size > len(devices):
+        raise ValueError(f"world_size={world_size} is more than the {len(devices)} devices named")
 
 
 def _checked_ctx(ctx: Any) -> Any:
@@ -144,6 +161,19 @@ def _checked_need(need: Any) -> str | tuple[str, ...]:
         if all(isinstance(name, str) for name in names):
             return names
     raise TypeError(f"need takes names in a string, or a list of names, got {need!r}")
+
+
+def _checked_by_value(by_value: Any) -> tuple[ModuleType, ...]:
+    takes = "by_value takes a list of imported modules"
+    if isinstance(by_value, (str, ModuleType)) or not isinstance(by_value, Iterable):
+        raise TypeError(f"{takes}, got {by_value!r}")
+    modules = tuple(by_value)
+    for module in modules:
+        if not isinstance(module, ModuleType):
+            raise TypeError(f"{takes}, got {module!r} in it")
+        if module.__name__ not in sys.modules:
+            raise ValueError(f"{takes}, got {module.__name__!r}, which is not imported")
+    return modules
 
 
 def _checked_output(output: Any, world_size: int) -> Any:

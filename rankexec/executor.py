@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import fields, replace
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 from rankexec._future import RankedFuture
@@ -16,6 +16,7 @@ from rankexec._settings import (
     Settings,
     check_count,
     check_devices,
+    check_fits,
     check_seconds,
     default_world_size,
 )
@@ -52,6 +53,8 @@ class RankedExecutor(Executor):
             their Python stacks. None: no limit.
         need: names of the caller's `__main__` to set in every rank's, "a b" or ["a", "b"].
         imports: import statements, a string, that each rank runs before it unpacks the call.
+        by_value: modules whose code travels with the call, as the caller has it, instead of being
+            imported by each rank.
         output: what of the children's output is shown: "all", "caller" (nothing), a list of
             ranks, or a directory for one file each (rank2.log).
         env: environment variables for every rank, on top of the caller's and the rank's own.
@@ -73,6 +76,7 @@ class RankedExecutor(Executor):
         timeout: float | None = None,
         need: str | Iterable[str] = "",
         imports: str = "",
+        by_value: Iterable[ModuleType] = (),
         output: Any = "all",
         env: dict[str, str] | None = None,
         launcher: Launcher | None = None,
@@ -86,10 +90,11 @@ class RankedExecutor(Executor):
             timeout=timeout,
             need=need,
             imports=imports,
+            by_value=by_value,
             output=output,
             env=env,
         )
-        _check_fits(self._settings.world_size, names)
+        check_fits(self._settings.world_size, names)
         if max_gangs is not None:
             check_count("max_gangs", max_gangs)
         check_launcher(launcher)
@@ -214,7 +219,7 @@ class RankedExecutor(Executor):
                 raise TypeError(f"options takes {', '.join(current)}; got {name!r}")
         derived = object.__new__(type(self))
         derived._settings = Settings.checked(**{**current, **overrides})
-        _check_fits(derived._settings.world_size, self._shared.slots.devices)
+        check_fits(derived._settings.world_size, self._shared.slots.devices)
         derived._shared = self._shared
         return derived
 
@@ -242,8 +247,3 @@ class RankedExecutor(Executor):
             "a RankedExecutor holds processes of the caller and cannot travel; make one in the "
             "rank, with caller_rank=None"
         )
-
-
-def _check_fits(world_size: int, devices: list[str] | None) -> None:
-    if devices is not None and world_size > len(devices):
-        raise ValueError(f"world_size={world_size} is more than the {len(devices)} devices named")

@@ -181,12 +181,12 @@ class Unpicklable(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.lock = threading.Lock()
+        self.running = (x for x in ())
 
 
 def throw_unpicklable() -> None:
     """Raise an exception that cannot be pickled."""
-    raise Unpicklable("it holds a lock")
+    raise Unpicklable("it holds a generator")
 
 
 class OtherArguments(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import types
 from collections.abc import Callable
 from inspect import signature
 
@@ -63,6 +65,13 @@ OPTIONS = {
         ("import", ValueError, "parse"),
         ("x = 1", ValueError, "import statements"),
         ("import os; os.remove('x')", ValueError, "import statements"),
+    ],
+    "by_value": [
+        (5, TypeError, "imported modules"),
+        ("json", TypeError, "imported modules"),
+        (json, TypeError, "list of imported modules"),
+        (["json"], TypeError, "imported modules"),
+        ([types.ModuleType("made_by_hand")], ValueError, "which is not imported"),
     ],
     "output": [
         ("both", ValueError, "'all', 'caller'"),

@@ -29,10 +29,15 @@ LAYERS = """
     _gang.members               _gang.plan
     launchers
     _gang.channel               _gang.shipping
+    _gang.naming
     _gang.wire                  _gang.caller        _settings           _future
-    _gang.picklers              _gang.outcomes      _gang.restore
-    _gang.reducers              _gang.call          _gang.namespace     _slots
-    _gang.interrupts            _gang.loop          _gang.output        _gang.sockets
+    _gang.replay                _gang.outcomes      _gang.restore
+    _gang.picklers
+    _gang.reducers
+    _gang.dynamic               _gang.refusals
+    _gang.modules
+    _gang.interrupts            _gang.call          _gang.namespace     _slots
+    _gang.loop          _gang.output        _gang.sockets
     _gang.tensors
     _gang                       _map                contexts            errors
     _torch

@@ -1,15 +1,13 @@
 """The picklers: cloudpickle's C pickler, our reducers before it, dill behind it.
 
-cloudpickle's tables of dynamic classes are private to it (3.1); this is the only file that reads
-them.
+cloudpickle's tables of dynamic classes are private to it (3.1); this file and `dynamic` are the
+only ones that read them.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import sys
-import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
-from rankexec._gang import reducers
+from rankexec._gang import dynamic, modules, reducers
 
 __all__ = (
     "CallPickler",
@@ -48,6 +46,8 @@ Keep = Callable[[pickle.PickleBuffer], bool]
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with our table of reducers asked first, once per type."""
 
+    _names_classes = False
+
     def __init__(self, file: io.BytesIO, keep: Keep) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep)
         self._reducer_of: dict[type, reducers.Reducer | None] = {}
@@ -62,7 +62,20 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             reduced = reducer(obj)
             if reduced is not NotImplemented:
                 return reduced
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented or not isinstance(obj, type):
+            return reduced
+        return dynamic.add_to_class(obj, reduced, name_it=self._names_classes)
+
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
+        return dynamic.add_to_function(func, super()._dynamic_function_reduce(func))
+
+    def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
+        # cloudpickle gives each function cells of its own: what one counts, another does not see.
+        namespace = func.__globals__
+        if id(namespace) not in self.globals_ref and (module := modules.by_value(namespace)):
+            self.globals_ref[id(namespace)] = _Globals(__name__=module.__name__)
+        return (*super()._function_getnewargs(func)[:-1], func.__closure__)
 
 
 class CallPickler(_Pickler):
@@ -71,10 +84,12 @@ class CallPickler(_Pickler):
     So names set there by `need=` and `imports=` are found, and functions see one another.
     """
 
+    _names_classes = True
+
     def __init__(self, file: io.BytesIO, keep: Keep) -> None:
         super().__init__(file, keep)
-        self._main_globals = sys.modules["__main__"].__dict__
-        self.globals_ref[id(self._main_globals)] = _MainGlobals(__name__="__main__")
+        self._main_globals = modules.main_namespace()
+        self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
 
 
 class DillPickler(CallPickler):
@@ -91,27 +106,17 @@ class DillPickler(CallPickler):
         try:
             obj.__reduce_ex__(5)
         except TypeError:
-            if type(obj) in _LOCKS:  # dill's arrive as they are, held perhaps, and hang the rank
-                return _LOCKS[type(obj)], ()
             import dill  # takes longer to import than all of rankexec
 
             return dill.loads, (dill.dumps(obj),)
         return NotImplemented
 
 
-_LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
-"""By type, what makes a new one: whoever holds a lock of the caller is not in the rank."""
-
-
-class _MainGlobals(dict):  # type: ignore[type-arg]  # stands for a dict, holds nothing
-    """Arrives as the namespace of the receiver's `__main__`."""
+class _Globals(dict):  # type: ignore[type-arg]  # stands for a dict, holds nothing but a name
+    """Arrives as the namespace of the receiver's `__main__`, or of a module by value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receivers_main, ()
-
-
-def _receivers_main() -> dict[str, Any]:
-    return sys.modules["__main__"].__dict__
+        return modules.namespace_of, (self["__name__"],)
 
 
 class ResultPickler(_Pickler):

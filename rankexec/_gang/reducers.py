@@ -6,13 +6,18 @@ None means that cloudpickle does it right.
 
 from __future__ import annotations
 
-import io
-import sys
+import contextvars
+import dataclasses
+import functools
+import gc
+import threading
 import types
+import typing
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from rankexec._gang import tensors
+from rankexec._gang import dynamic, modules, refusals, tensors
 
 Reducer = Callable[[Any], Any]
 
@@ -27,10 +32,14 @@ def choose(cls: type) -> Reducer | None:
         and not _reduces_itself(cls)
     ):
         return _exception
-    if reducer := tensors.choose(cls):
-        return reducer
-    if issubclass(cls, io.IOBase) or cls is io.TextIOWrapper:
-        return _file
+    return _REDUCERS.get(cls) or tensors.choose(cls) or _by_base(cls) or refusals.choose(cls)
+
+
+def _by_base(cls: type) -> Reducer | None:
+    if issubclass(cls, threading.local):
+        return _thread_local
+    if issubclass(cls, weakref.ref):
+        return _weak_reference
     return None
 
 
@@ -65,14 +74,161 @@ def rebuild_exception(
     return exc
 
 
-def _file(file: Any) -> Any:
-    """An open file: cloudpickle ships a copy of its content and says nothing.
+# --- what functions and classes of a notebook hold ---
 
-    The standard streams go by name: they are the rank's own.
+
+def _cell(cell: types.CellType) -> Any:
+    """A variable of an enclosing function: filled after it is made, as functions are.
+
+    So functions that share it go on sharing it, also if it holds one of them.
     """
-    for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__"):
-        if file is getattr(sys, name):
-            return getattr, (sys, name)
-    if type(file) in (io.BytesIO, io.StringIO):
+    try:
+        content = cell.cell_contents
+    except ValueError:
+        return _empty_cell, ()
+    return _empty_cell, (), (content,), None, None, _fill_cell
+
+
+def _empty_cell() -> types.CellType:
+    return types.CellType()
+
+
+def _fill_cell(cell: types.CellType, content: tuple[Any]) -> None:
+    (cell.cell_contents,) = content
+
+
+def _cached(function: Any) -> Any:
+    """An lru_cache goes by name, which ranks do not find in `__main__`. It arrives empty."""
+    if dynamic.is_importable(function) or not hasattr(function, "cache_parameters"):
         return NotImplemented
-    raise TypeError(f"it is an open file, {getattr(file, 'name', '')!r}")
+    given = {k: v for k, v in vars(function).items() if k not in _OF_EVERY_CACHE}
+    return _cache_again, (function.__wrapped__, function.cache_parameters()), given
+
+
+_OF_EVERY_CACHE = frozenset({"__wrapped__", "cache_parameters"})
+
+
+def _cache_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _mapping_proxy(proxy: types.MappingProxyType[Any, Any]) -> Any:
+    """Singledispatch shows its registry through one: a copy would not see what is registered."""
+    (mapping,) = gc.get_referents(proxy)
+    return types.MappingProxyType, (mapping if type(mapping) is dict else dict(proxy),)
+
+
+def _sentinel(obj: Any) -> Any:
+    """Dataclasses compares them by identity, and so do parsers of arguments over its fields."""
+    return _SENTINELS[type(obj)]
+
+
+_SENTINELS = {
+    type(getattr(dataclasses, name)): name
+    for name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+    if hasattr(dataclasses, name)
+}
+
+
+def _new_type(kind: Any) -> Any:
+    """NewType, ParamSpec, TypeVarTuple and `type` statements go by name, as if importable."""
+    if dynamic.is_importable(kind):
+        return NotImplemented
+    if isinstance(kind, typing.NewType):
+        return typing.NewType, (kind.__name__, kind.__supertype__), vars(kind)
+    if hasattr(kind, "__value__"):
+        return type(kind), (kind.__name__, kind.__value__)
+    return type(kind), (kind.__name__,)
+
+
+def _context_variable(variable: contextvars.ContextVar[Any]) -> Any:
+    """A new one, with the value that it has here."""
+    try:
+        return _set_again, (variable.name, variable.get())
+    except LookupError:
+        return contextvars.ContextVar, (variable.name,)
+
+
+def _set_again(name: str, value: Any) -> contextvars.ContextVar[Any]:
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar(name)
+    variable.set(value)
+    return variable
+
+
+# --- threads: whoever holds or waits in the caller is not in the rank ---
+
+
+def _lock(_: Any) -> Any:
+    return threading.Lock, ()
+
+
+def _rlock(_: Any) -> Any:
+    return threading.RLock, ()
+
+
+def _condition(condition: Any) -> Any:
+    """Without those who wait; queues have three around one lock."""
+    return threading.Condition, (condition._lock,)
+
+
+def _bounded_semaphore(semaphore: Any) -> Any:
+    return threading.BoundedSemaphore, (semaphore._initial_value,)
+
+
+def _thread_local(local: threading.local) -> Any:
+    """The values that it has in this thread."""
+    return _local_again, (type(local),), dict(vars(local))
+
+
+def _local_again(cls: type[threading.local]) -> threading.local:
+    return cls.__new__(cls)
+
+
+# --- weak: what nothing else holds in the rank is gone there ---
+
+
+def _weak_reference(reference: Any) -> Any:
+    target = reference()
+    if target is None:
+        return _dead_reference, ()
+    if isinstance(reference, weakref.WeakMethod):
+        return weakref.WeakMethod, (target,)
+    if reference.__callback__ is None:
+        return weakref.ref, (target,)
+    return weakref.ref, (target, reference.__callback__)
+
+
+def _dead_reference() -> Any:
+    return weakref.ref(set())
+
+
+def _weak_proxy(proxy: Any) -> Any:
+    return weakref.proxy, (proxy.__repr__.__self__,)
+
+
+def _weak_mapping(mapping: Any) -> Any:
+    return type(mapping), (), None, None, iter(list(mapping.items()))
+
+
+_REDUCERS: dict[type, Reducer] = {
+    types.CellType: _cell,
+    types.MappingProxyType: _mapping_proxy,
+    types.ModuleType: modules.reduce_module,
+    functools._lru_cache_wrapper: _cached,
+    contextvars.ContextVar: _context_variable,
+    type(threading.Lock()): _lock,
+    type(threading.RLock()): _rlock,
+    threading.Condition: _condition,
+    threading.BoundedSemaphore: _bounded_semaphore,
+    weakref.ProxyType: _weak_proxy,
+    weakref.CallableProxyType: _weak_proxy,
+    weakref.WeakKeyDictionary: _weak_mapping,
+    weakref.WeakValueDictionary: _weak_mapping,
+    **dict.fromkeys(_SENTINELS, _sentinel),
+    **{
+        getattr(typing, name): _new_type
+        for name in ("NewType", "ParamSpec", "TypeVarTuple", "TypeAliasType")
+        if hasattr(typing, name)
+    },
+}
+"""By exact type."""

@@ -44,7 +44,7 @@ class Job:
     def pack(self) -> None:
         """Pack the call for the children, once. Raises NotShippable."""
         if self.settings.world_size > 1 or self.settings.caller_rank is None:
-            self.packed = pack_call(self.call)
+            self.packed = pack_call(self.call, self.settings.by_value)
 
     def prepare(self, context: AbstractContextManager[Any], devices: list[str] | None) -> Plan:
         """Make the gang's plan; from here on the future shows its ranks."""

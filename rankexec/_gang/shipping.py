@@ -2,79 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from types import ModuleType
 
+from rankexec._gang import refusals
 from rankexec._gang.call import Call
+from rankexec._gang.modules import registered
+from rankexec._gang.naming import name_of, place
+from rankexec._gang.replay import find_refused
 from rankexec._gang.wire import Packed, pack
 from rankexec.errors import NotShippable
 
 __all__ = ("pack_call",)
 
 
-def pack_call(call: Call) -> Packed:
-    """Pack a call for its children.
+def pack_call(call: Call, by_value: Sequence[ModuleType] = ()) -> Packed:
+    """Pack a call for its children; the code of modules `by_value` goes with it.
 
     Raises:
-        NotShippable: something in it cannot be pickled; names the argument or the variable.
+        NotShippable: something in it cannot be pickled; names the argument or variable, and the
+            path from there.
     """
-    try:
-        return pack(call)
-    except MemoryError:
-        raise
-    except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
-        raise NotShippable(*_culprit(call, error)) from error
+    with registered(by_value):
+        try:
+            return pack(call)
+        except MemoryError:
+            raise
+        except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
+            refused = _refusal(call, error)
+    raise refused  # here it has no chain of causes, which would say the same in pickle's words
 
 
-def _culprit(call: Call, error: Exception) -> tuple[str, str]:
-    """Return what cannot be pickled, and why. Each part is tried by itself, only now."""
-    for what, value in _parts(call):
-        reason = _refusal(value)
-        if reason is not None:
-            return f"{what} (a {type(value).__name__})", reason
-    return f"the call of {_name(call.fn)}", _reason(error)
-
-
-def _parts(call: Call) -> Iterator[tuple[str, Any]]:
-    for index, value in enumerate(call.args):
-        yield f"argument {index} of {_name(call.fn)}", value
-    for name, value in call.kwargs.items():
-        yield f"argument {name!r} of {_name(call.fn)}", value
-    yield from _variables(call.fn)
-    yield f"the function {_name(call.fn)}", call.fn
-    for name, value in call.needed.items():
-        yield f"{name!r}, named in need", value
-    yield "ctx", call.ctx
-
-
-def _variables(fn: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables that a function reaches: of enclosing functions, and globals."""
-    fn = inspect.unwrap(fn) if callable(fn) else fn
-    fn = getattr(fn, "__func__", fn)
-    if not inspect.isfunction(fn):
-        return
-    reached = inspect.getclosurevars(fn)
-    for name, value in {**reached.nonlocals, **reached.globals}.items():
-        if not inspect.ismodule(value):
-            yield f"the variable {name!r} used by {_name(fn)}", value
-
-
-def _refusal(value: Any) -> str | None:
-    try:
-        pack(replace(_EMPTY, args=(value,))).close()
-    except Exception as error:  # as above
-        return _reason(error)
-    return None
-
-
-_EMPTY = Call(print, (), {})
+def _refusal(call: Call, error: Exception) -> NotShippable:
+    frames, found = find_refused(call)
+    error = found or error
+    if not frames:  # it pickled this time
+        return NotShippable(f"the call of {name_of(call.fn)}", _reason(error))
+    obj = frames[-1].obj
+    what = f"{place(frames)} (a {type(obj).__qualname__})"
+    return NotShippable(what, _reason(error), refusals.advice(obj))
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     return str(error) or repr(error)
-
-
-def _name(fn: Any) -> str:
-    return f"{getattr(fn, '__qualname__', None) or type(fn).__qualname__}()"

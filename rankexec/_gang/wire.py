@@ -14,7 +14,8 @@ from typing import Any
 import cloudpickle
 
 from rankexec._gang import sockets
-from rankexec._gang.picklers import CallPickler, DillPickler, Keep, ResultPickler
+from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
+from rankexec._gang.replay import second_attempt
 
 __all__ = ("Packed", "pack", "pack_result", "unpack")
 
@@ -99,12 +100,12 @@ def _pack(
     stream = io.BytesIO()
     try:
         make(stream, keep).dump(value)
-    except (TypeError, pickle.PicklingError, AttributeError):
+    except (TypeError, pickle.PicklingError, AttributeError) as error:
         if make is not CallPickler:
             raise
         kept.clear()
         stream = io.BytesIO()
-        DillPickler(stream, keep).dump(value)
+        second_attempt(error)(stream, keep, value)
     if inline or (not kept and stream.tell() <= INLINE_LIMIT):
         return Packed(stream.getvalue())
     return _in_file([stream.getbuffer(), *kept])

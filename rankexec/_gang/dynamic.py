@@ -1,0 +1,203 @@
+"""Functions and classes that travel by value: what cloudpickle's way of reducing them leaves out.
+
+cloudpickle makes functions and classes empty and fills them afterwards. Here its reductions get
+what they lack. Its tables of dynamic classes are private to it (3.1); this file and `picklers` are
+the only ones that read them.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from cloudpickle import cloudpickle as _cloudpickle
+
+from rankexec._gang.modules import main_namespace
+
+__all__ = ("add_to_class", "add_to_function", "is_importable")
+
+
+def is_importable(obj: Any) -> bool:
+    """Return whether another process finds `obj` by its module and qualified name."""
+    found = _cloudpickle._lookup_module_and_qualname(obj)
+    return found is not None and not _cloudpickle._is_registered_pickle_by_value(found[0])
+
+
+# --- functions ---
+
+
+def add_to_function(function: types.FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Complete cloudpickle's reduction of a function: its own name, its hints, its parameters."""
+    _, _, (_, slots), *_ = reduced
+    namespace = function.__globals__
+    names = slots["__globals__"]
+    if namespace is main_namespace() and namespace.get(function.__name__) is function:
+        # A pool that the function starts in its rank pickles it by name.
+        names[function.__name__] = function
+    names.update(_hints(function.__annotations__, namespace))
+    if parameters := getattr(function, "__type_params__", ()):
+        slots["__type_params__"] = parameters
+    return reduced
+
+
+def _hints(annotations: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what annotations name in strings: `typing.get_type_hints` looks it up.
+
+    Types and modules only: a string may say anything, and data that is not reached stays here.
+    """
+    found = {}
+    for text in _strings(annotations.values()):
+        try:
+            tree = ast.parse(text, mode="eval")
+        except SyntaxError:  # words
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                value = namespace.get(node.id)
+                if isinstance(value, (type, types.ModuleType)) or _is_typing(value):
+                    found[node.id] = value
+    return found
+
+
+def _is_typing(value: Any) -> bool:
+    return type(value).__module__ in ("typing", "types", "typing_extensions")
+
+
+def _strings(annotations: Iterable[Any]) -> Iterator[str]:
+    for annotation in annotations:
+        if isinstance(annotation, str):
+            yield annotation
+        elif isinstance(annotation, typing.ForwardRef):
+            yield annotation.__forward_arg__
+        else:
+            yield from _strings(typing.get_args(annotation))
+
+
+# --- classes ---
+
+
+def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple[Any, ...]:
+    """Complete cloudpickle's reduction of a class; with `name_it`, set names in `__main__`.
+
+    The class's own name, if it is known by it: DataLoader workers and pools that a rank starts
+    pickle instances by it. And what its annotations name in strings.
+    """
+    if reduced[0] is not _cloudpickle._make_skeleton_class and not issubclass(cls, Enum):
+        return reduced  # type(None) and its like
+    make, args, (members, extra), *_ = reduced
+    if issubclass(cls, Enum):
+        args = _enum_arguments(cls, args, members, extra)
+    else:
+        meta, name, _, namespace, tracked, _ = args
+        # The bases as they are: to make them again of `__orig_bases__` (NamedTuple, TypedDict)
+        # runs what made the class.
+        make, args = _make_class, (meta, name, cls.__bases__, namespace, tracked)
+        namespace["__qualname__"] = cls.__qualname__
+        if "__orig_bases__" in vars(cls):
+            namespace["__orig_bases__"] = cls.__orig_bases__  # type: ignore[attr-defined]  # there
+        if "__slots__" in vars(cls):
+            namespace["__slots__"] = cls.__slots__  # type: ignore[attr-defined]  # it is there
+            for name in _slots(cls):
+                members.pop(name, None)
+    if name_it and cls.__module__ == "__main__":
+        main = main_namespace()
+        names = _hints(vars(cls).get("__annotations__", {}), main)
+        if main.get(cls.__name__) is cls:
+            names[cls.__name__] = cls
+        extra["names"] = names
+    return make, args, (members, extra), None, None, _fill_class
+
+
+def _slots(cls: Any) -> list[str]:
+    """Return the attributes that `__slots__` makes; Python mangles private names."""
+    slots = [cls.__slots__] if isinstance(cls.__slots__, str) else cls.__slots__
+    prefix = f"_{cls.__name__.lstrip('_')}"
+    return [
+        prefix + name if name.startswith("__") and not name.endswith("__") else name
+        for name in slots
+    ]
+
+
+def _enum_arguments(
+    cls: type[Enum], args: tuple[Any, ...], members: dict[str, Any], extra: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Add what cloudpickle leaves out of an enum: aliases, and the members' own attributes."""
+    bases, name, qualname, _, *rest = args
+    made = {name: member._value_ for name, member in cls.__members__.items()}
+    for alias in made:
+        members.pop(alias, None)
+    extra["attributes"] = {
+        member._name_: {k: v for k, v in vars(member).items() if k not in _OF_EVERY_MEMBER}
+        for member in cls.__members__.values()
+    }
+    return (bases, name, qualname, made, *rest)
+
+
+_OF_EVERY_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+
+
+def _make_class(
+    meta: Any, name: str, bases: tuple[type, ...], namespace: dict[str, Any], tracked: str
+) -> Any:
+    """Make an empty class without running what came with it: metaclass and `__init_subclass__`.
+
+    They ran where the class was defined, on a class with content; what they did there travels.
+    """
+    known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracked)
+    if known is not None:
+        return known
+    parents = {parent for base in bases for parent in base.__mro__}
+    with _quiet(parents, "__init_subclass__", _passed_on):
+        librarys = next(kind for kind in meta.__mro__ if not _is_passed_over(kind))
+        if librarys is meta:
+            made = types.new_class(
+                name, bases, {"metaclass": meta}, lambda ns: ns.update(namespace)
+            )
+        else:
+            made = librarys.__new__(meta, name, bases, namespace)
+    return _cloudpickle._lookup_class_or_track(tracked, made)
+
+
+def _is_passed_over(meta: type) -> bool:
+    # TypedDict's refuses what it has made itself.
+    return _came_by_value(meta) or meta.__name__ == "_TypedDictMeta"
+
+
+def _fill_class(cls: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    members, extra = state
+    with _quiet(type(cls).__mro__, "__setattr__", lambda _: type.__setattr__):
+        _cloudpickle._class_setstate(cls, (members, {}))
+    for name, attributes in extra.get("attributes", {}).items():
+        vars(cls.__members__[name]).update(attributes)
+    main_namespace().update(extra.get("names", {}))
+
+
+def _came_by_value(cls: type) -> bool:
+    return cls in _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+
+
+def _passed_on(cls: Any) -> Any:
+    """Return an `__init_subclass__` that runs the library's behind it."""
+
+    def init_subclass(subclass: Any, /, **_: Any) -> None:
+        super(cls, subclass).__init_subclass__()
+
+    return classmethod(init_subclass)
+
+
+@contextmanager
+def _quiet(classes: Iterable[type], method: str, make: Any) -> Iterator[None]:
+    """Replace a method of those classes that came by value."""
+    replaced = {c: vars(c)[method] for c in classes if _came_by_value(c) and method in vars(c)}
+    for cls in replaced:
+        type.__setattr__(cls, method, make(cls))
+    try:
+        yield
+    finally:
+        for cls, own in replaced.items():
+            type.__setattr__(cls, method, own)

@@ -1,0 +1,104 @@
+"""Pickling once more, in Python: for what is nested too deeply, and to find what was refused.
+
+Much slower than the C pickler, and only used when that has failed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rankexec._gang.picklers import CallPickler, DillPickler, Keep
+
+__all__ = ("Frame", "Replay", "find_refused", "second_attempt")
+
+Dumper = Callable[[io.BytesIO, Keep, Any], None]
+
+# The standard library's pickler in Python takes no C stack from 3.11 on, and before that little;
+# but user code that recurses without end may, up to 1 KiB a frame. 3.12 limits that by itself.
+DEEPEST = 20_000 if sys.version_info >= (3, 12) else 6_000
+
+
+def second_attempt(error: Exception) -> Dumper:
+    """Return what may pickle a call after the C pickler has failed with `error`."""
+    return _dump_deep if isinstance(error.__cause__, RecursionError) else _dump_with_dill
+
+
+def _dump_with_dill(file: io.BytesIO, keep: Keep, value: Any) -> None:
+    DillPickler(file, keep).dump(value)
+
+
+def _dump_deep(file: io.BytesIO, keep: Keep, value: Any) -> None:
+    """Pickle with a higher limit: the C pickler has a fixed one (3.12) or fills the C stack."""
+    with _deep():
+        Replay(file, CallPickler(io.BytesIO(), keep), keep).dump(value)
+
+
+@contextmanager
+def _deep() -> Iterator[None]:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+# Private, but the only way; its stubs have no more than its public methods.
+_Standard: Any = pickle._Pickler
+
+
+class Replay(_Standard):  # type: ignore[misc]  # see above
+    """The standard library's pickler in Python, which reduces as another pickler of ours does."""
+
+    def __init__(self, file: io.BytesIO, reducing: CallPickler, keep: Keep) -> None:
+        super().__init__(file, 5, buffer_callback=keep)
+        self.reducer_override = reducing.reducer_override
+        self.dispatch_table = reducing.dispatch_table
+
+        def save_reduce(*args: Any, obj: Any) -> None:
+            _Standard.save_reduce(self, *args, obj=obj)
+
+        # The standard one is a method, and called with `*` that takes C stack (3.12).
+        self.save_reduce = save_reduce
+
+
+@dataclass
+class Frame:
+    """An object that is being pickled, and what it is taken apart into."""
+
+    obj: Any
+    args: Any = None
+    state: Any = None
+
+
+def find_refused(value: Any) -> tuple[list[Frame], Exception | None]:
+    """Return the frames that lead to what cannot be pickled, and why; none if all of it can."""
+
+    def keep(_: pickle.PickleBuffer) -> bool:
+        return False  # no byte of a large array needs to be read
+
+    replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep), keep)
+    try:
+        with _deep():
+            replay.dump(value)
+    except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
+        return _frames(error), error.with_traceback(None)
+    return [], None
+
+
+def _frames(error: Exception) -> list[Frame]:
+    """Return what the pickler's own frames hold: where it was is nowhere else."""
+    found: list[Frame] = []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is _Standard.save.__code__:
+            found.append(Frame(frame.f_locals["obj"]))
+        elif frame.f_code is _Standard.save_reduce.__code__ and found:
+            found[-1].args, found[-1].state = frame.f_locals["args"], frame.f_locals["state"]
+    return found

@@ -1,0 +1,362 @@
+"""What people define in notebook cells, on ranks: the table, and the errors that name what is not.
+
+The table is in `notebook_objects`. docs/shipping.md shows it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import traceback
+import types
+from collections import deque
+from functools import partial
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from helpers import run_python, run_script
+from notebook_kinds import cells, table
+from notebook_objects import GROUPS
+
+from rankexec import NotShippable, RankedExecutor
+from rankexec._gang import reducers
+from rankexec._gang.call import Call
+from rankexec._gang.shipping import pack_call
+from rankexec._gang.wire import pack, unpack
+
+HERE = Path(__file__).parent
+KINDS = [kind for kinds in GROUPS.values() for kind in kinds]
+has_kernel = importlib.util.find_spec("ipykernel")  # with the client that it needs itself
+
+
+# --- the table ---
+
+
+def run_all(way: str, folder: Path, launcher: str) -> dict[str, object]:
+    """Run all kinds as one program; return what each came to."""
+    start_method = "spawn" if launcher == "spawn" else "forkserver"
+    parts = cells(GROUPS, start_method, in_kernel=way == "notebook")
+    if way == "notebook":
+        arguments, stdin = [str(HERE / "run_in_kernel.py")], json.dumps(parts)
+    elif way == "stdin":
+        arguments, stdin = ["-"], "\n".join(parts)
+    else:
+        (folder / "script.py").write_text("\n".join(parts), encoding="utf-8")
+        arguments, stdin = ["script.py"], None
+    done = run_python(arguments, folder, stdin=stdin, timeout=170)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(
+    scope="module", params=["script", "stdin", pytest.param("notebook", marks=pytest.mark.notebook)]
+)
+def way(request) -> str:
+    """How the program is run."""
+    if request.param == "notebook" and not has_kernel:
+        pytest.skip("needs ipykernel")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def found(way, request, tmp_path_factory) -> dict[str, object]:
+    """What each kind came to, run in each way."""
+    return run_all(way, tmp_path_factory.mktemp("kinds"), request.config.getoption("--launcher"))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_kind(kind, way, found):
+    """True on both ranks, or what the table says."""
+    if missing := kind.lacks(in_kernel=way == "notebook"):
+        pytest.skip(f"needs {missing}")
+    seen = found[kind.name]
+    if kind.refused:
+        assert str(seen).startswith("NotShippable: ")
+        assert [part for part in kind.refused.split("|") if part not in seen] == [], seen
+    else:
+        assert seen == [True, not kind.differs]
+
+
+def test_the_table_is_in_the_docs():
+    """It is shown as the tests have it, and it is long."""
+    page = (HERE.parent / "docs" / "shipping.md").read_text(encoding="utf-8")
+    assert table(GROUPS).strip() in page
+    assert len({kind.name for kind in KINDS}) == len(KINDS) > 100
+
+
+# --- errors that name what does not travel ---
+
+
+class Holder:
+    """An object with attributes."""
+
+    def __init__(self, **attributes: object) -> None:
+        self.__dict__.update(attributes)
+
+
+class Slotted:
+    """One without a __dict__."""
+
+    __slots__ = ("content", "other")
+
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+
+def generator():
+    """Return what does not travel."""
+    return (x for x in ())
+
+
+def function(**names: object):
+    """Return a function of `__main__` that uses some global variables and nothing else."""
+    code = compile(f"def helper(): return {', '.join(names)}", "cell", "exec")
+    namespace = {"__name__": "__main__", **names}
+    exec(code, namespace)
+    return namespace["helper"]
+
+
+def use(*_: object, **__: object) -> None:
+    """Take anything."""
+
+
+def with_default(*defaults: object, **named: object):
+    """Return a function of `__main__` with defaults."""
+    made = types.FunctionType(use.__code__, {}, "use", defaults)
+    made.__kwdefaults__ = named
+    return made
+
+
+def call(fn=use, *args, **kwargs) -> Call:
+    """Return a call."""
+    return Call(fn, args, kwargs)
+
+
+def made_in_a_class() -> type:
+    """Return a class with what does not travel in it."""
+
+    class Made:
+        shared: object = {"a": generator()}
+
+    return Made
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (call(use, 1, generator()), "argument 1 of use()"),
+        (call(use, x=generator()), "argument 'x' of use()"),
+        (call(use, [0, {"k": (generator(),)}]), "argument 0 of use() at [1]['k'][0]"),
+        (call(use, Holder(a=Holder(b=generator()))), "argument 0 of use() at .a.b"),
+        (call(use, Slotted(generator())), "argument 0 of use() at .content"),
+        (call(use, {generator(): 1}), "argument 0 of use() (a key)"),
+        (call(use, {generator()}), "argument 0 of use() (an element)"),
+        (call(use, deque([1, generator()])), "argument 0 of use() at [1]"),
+        (call(use, Holder(a=1).__init__), None),
+        (call(partial(use, generator())), "the function partial() at .args[0]"),
+        (call(partial(use, k=generator())), "the function partial() at .keywords['k']"),
+        (call(function(g=generator())), "the variable 'g', used by helper()"),
+        (call(function(h=Holder(x=[generator()]))), "h.x[0], used by helper()"),
+        (call(function(f=function(inner=generator()))), "the variable 'inner', used by helper()"),
+        (call(use, function(g=generator())), "the variable 'g', used by helper()"),
+        (call(with_default(g=generator())), "the function use() in its __kwdefaults__['g']"),
+        (call(with_default(generator())), "the function use() in its __defaults__[0]"),
+        (call(made_in_a_class()), "Made() at .shared['a']"),
+        (Call(use, (), {}, needed={"n": [generator()]}), "'n', named in need at [0]"),
+        (Call(use, (), {}, ctx=Holder(g=generator())), "ctx at .g"),
+    ],
+    ids=str,
+)
+def test_the_path(call, what):
+    """The argument or variable, and every step from there."""
+    if what is None:
+        pack_call(call).close()
+        return
+    with pytest.raises(NotShippable) as caught:
+        pack_call(call)
+    assert caught.value.what.endswith(f"{what} (a generator)")
+    assert "cannot be shipped to another process: a generator runs in its own" in str(caught.value)
+
+
+def test_a_variable_of_an_enclosing_function():
+    """It has a name too."""
+    running = [generator()]
+
+    def helper():
+        return running
+
+    def work():
+        return helper()
+
+    with pytest.raises(NotShippable) as caught:
+        pack_call(call(work))
+    user = helper.__qualname__
+    assert caught.value.what == f"running[0], used by {user}() (a generator)"
+
+
+def test_what_the_users_own_code_says():
+    """The text of an exception from a `__reduce__`, at the object that it is of."""
+
+    class Shy:
+        def __reduce__(self):
+            raise RuntimeError("not today")
+
+    with pytest.raises(
+        NotShippable, match=r"argument 0 of use\(\) at \[2\] \(a .*Shy\) .*not today"
+    ):
+        pack_call(call(use, [0, 1, Shy()]))
+
+
+def test_without_end():
+    """Recursion that does not end is an error like any other, and not the end of the process."""
+
+    class Endless:
+        def __reduce__(self):
+            return Endless, (Endless(),)
+
+    class Lost:
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __reduce__(self):
+            return self.nowhere
+
+    for endless in (Endless(), Lost()):
+        with pytest.raises(NotShippable, match="nested too deeply") as caught:
+            pack_call(call(use, endless))
+        assert len(str(caught.value)) < 500
+
+
+def test_the_error_is_short():
+    """Nothing is shown but what the user has to know: no chain of pickle's own errors."""
+    with RankedExecutor(2) as executor:
+        with open("/dev/null") as lines:
+            future = executor.submit(use, Holder(lines=lines))
+        error = future.exception()
+        assert future.ranks == []
+    assert type(error) is NotShippable
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("Traceback") == 1
+    assert error.__cause__ is None
+    assert "argument 0 of use() at .lines (a TextIOWrapper)" in shown
+    assert "pass its path, and open it inside the function" in shown
+
+
+def test_large_data_before_it():
+    """The search does not depend on what comes before."""
+    with pytest.raises(NotShippable, match=r"at \[1\] \(a generator\)"):
+        pack_call(call(use, [list(range(100_000)), generator()]))
+
+
+# --- fast where all is well ---
+
+
+def test_the_reducer_is_chosen_once_for_each_type(monkeypatch):
+    """Instances cost a look-up, numbers in lists not even that."""
+    asked = []
+    choose = reducers.choose
+    monkeypatch.setattr(reducers, "choose", lambda cls: asked.append(cls) or choose(cls))
+    pack([Holder(number=number) for number in range(100)] + [list(range(1000))]).close()
+    assert asked.count(Holder) == 1
+    assert int not in asked
+    assert list not in asked
+
+
+# --- code by value ---
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """An imported module, whose file then says something else."""
+    path = tmp_path / "code_by_value.py"
+    path.write_text(
+        "import threading\nfactor = 3\nlock = threading.Lock()\n"
+        "def times(x):\n    return x * factor\n"
+        "def set_factor(x):\n    global factor\n    factor = x\n"
+        "class Thing:\n    def get(self):\n        return times(1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("code_by_value")
+    sys.modules.pop("code_by_value")
+
+
+def test_by_value(module):
+    """Its functions, classes and itself travel as the caller has them."""
+    Path(module.__file__).write_text("raise ImportError('a rank has imported it')\n")
+    with RankedExecutor(1, caller_rank=None, by_value=[module]) as executor:
+        assert executor.submit(module.times, 2).result() == 6
+        thing = executor.submit(module.Thing).result()
+        assert type(thing) is module.Thing
+        assert executor.submit(lambda: module.Thing().get()).result() == 3
+        assert executor.options(by_value=()).submit(module.times, 2).exception() is not None
+    assert cloudpickle.list_registry_pickle_by_value() == set()
+
+
+def test_the_namespace_of_a_module_by_value(module):
+    """What its functions change, others see, through the module too."""
+
+    def change():
+        module.set_factor(10)
+        return module.factor, module.times(1), module.Thing().get()
+
+    with RankedExecutor(1, caller_rank=None, by_value=[module]) as executor:
+        assert executor.submit(change).result() == (10, 10, 10)
+    assert module.factor == 3
+
+
+def test_by_value_is_over_after_a_failure(module):
+    """And does not end what the user has registered."""
+    cloudpickle.register_pickle_by_value(module)
+    with pytest.raises(NotShippable):
+        pack_call(call(use, generator()), [module])
+    assert cloudpickle.list_registry_pickle_by_value() == {"code_by_value"}
+    cloudpickle.unregister_pickle_by_value(module)
+    with pytest.raises(NotShippable):
+        pack_call(call(use, generator()), [module])
+    assert cloudpickle.list_registry_pickle_by_value() == set()
+
+
+# --- the rest of the contract ---
+
+
+def test_a_class_goes_once():
+    """What arrives twice is one class, filled anew."""
+
+    class Base:
+        def __init_subclass__(cls) -> None:
+            cls.made = True
+
+    class Child(Base):
+        pass
+
+    first, second = unpack(pack(Child)), unpack(pack(Child))
+    assert first is second is Child
+
+
+def test_needed_globals_are_not_copied_back(tmp_path):
+    """What children change in them stays there; what the caller's rank changes, the caller has."""
+    source = """
+from rankexec import RankedExecutor
+
+seen, model = [], {"steps": 0}
+
+def work(model):
+    import __main__
+    __main__.seen.append(1)
+    model["steps"] += 1
+
+for caller_rank in (None, 0):
+    with RankedExecutor(2, caller_rank=caller_rank, need="seen") as executor:
+        executor.submit(work, model).result()
+    print(seen, model)
+"""
+    assert run_script(tmp_path, source) == "[] {'steps': 0}\n[1] {'steps': 1}\n"
+
+
+def test_no_name_of_ours_in_the_table():
+    """Each row reads by itself in the docs."""
+    for kind in KINDS:
+        assert not re.search(r"\|", kind.name + kind.arrives)
