@@ -31,6 +31,7 @@ from multiprocess.connection import Connection
 from rankexec._gang import output, worker
 from rankexec._torch import do_not_wait_at_exit
 from rankexec.errors import PreloadError
+from rankexec.launchers._edited import forget_edited, note_modules
 
 __all__ = ("Begin", "Forks", "preload")
 
@@ -55,6 +56,7 @@ def preload(names: Iterable[str]) -> None:
             raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
     # Python 3.12 warns of forks with threads; OpenBLAS's are there and stand a fork.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    note_modules()
     gc.collect()
     gc.freeze()  # so that no rank's collector writes to, and thereby copies, the shared pages
 
@@ -216,6 +218,7 @@ def _take_over(begin: Begin) -> None:
         setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(begin.environment)
+    forget_edited()
     _reseed()
     threads = begin.environment.get("OMP_NUM_THREADS", "")
     if (torch := sys.modules.get("torch")) and threads.isdigit():
