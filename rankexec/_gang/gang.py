@@ -203,8 +203,7 @@ class Gang:
             return
         for item in news:
             if isinstance(item, Started):
-                member.info.pid = item.pid
-                member.info.started = item.when
+                member.begin(item.pid, item.when)
             else:
                 self._on_end(member, item)
 

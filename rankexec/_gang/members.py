@@ -57,8 +57,15 @@ class Member:
         self.stacks += data
         return bool(data)
 
+    def begin(self, pid: int, when: float) -> None:
+        """Take over who it is and when it began: as the launcher says, as it does; the earlier."""
+        self.info.pid = pid
+        self.info.started = min(when, self.info.started or when)
+
     def note(self, theirs: RankInfo) -> None:
-        """Take over the times that the rank itself has measured."""
+        """Take over what the rank itself knows, and the times that it has measured."""
+        if theirs.pid is not None and theirs.started is not None:
+            self.begin(theirs.pid, theirs.started)
         for name in ("ready", "context_entered", "fn_entered", "fn_left", "context_left"):
             if (value := getattr(theirs, name)) is not None:
                 setattr(self.info, name, value)

@@ -55,9 +55,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main(channel: int, stacks: int, guardian: int) -> None:
     """Serve the caller's calls, then end."""
+    began = time.monotonic()
     die_with(guardian)
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
-    _talk(Channel(Connection(channel)))
+    _talk(Channel(Connection(channel)), began)
 
 
 def main_unguarded(port: int) -> None:
@@ -66,6 +67,7 @@ def main_unguarded(port: int) -> None:
     Tokens come by stdin; with each a connection is made to `port`: the channel, and a line on which
     the caller asks for stacks, and whose end is the caller's.
     """
+    began = time.monotonic()
     connections = []
     for _ in range(2):
         connection = socket.create_connection(("127.0.0.1", port))
@@ -76,7 +78,7 @@ def main_unguarded(port: int) -> None:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
     sockets.PASSES_FILES = False
-    _talk(Channel(Connection(channel.detach())))
+    _talk(Channel(Connection(channel.detach())), began)
     _end_children()
 
 
@@ -106,11 +108,11 @@ def _end_children() -> None:
             child.kill()
 
 
-def _talk(channel: Channel) -> None:
+def _talk(channel: Channel, began: float) -> None:
     with suppress(EOFError, ConnectionError):  # the caller has nothing more to say
         _, preparation, _ = channel.receive()
         _prepare(preparation)
-        _serve(channel)
+        _serve(channel, began)
     output.flush()
 
 
@@ -135,20 +137,26 @@ def _prepare(preparation: dict[str, Any]) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def _serve(channel: Channel) -> None:
+def _serve(channel: Channel, began: float) -> None:
     while True:
         kind, details, packed = channel.receive()
         if kind == "leave":
             return
         seat, imports, wants_value = details
-        _run_call(channel, seat, imports, wants_value, packed)
+        # The guardian says it too, but it may be slower than a short call.
+        info = RankInfo(seat.rank, pid=os.getpid(), started=began)
+        _run_call(channel, seat, info, imports, wants_value, packed)
         output.flush()
 
 
 def _run_call(
-    channel: Channel, seat: Seat, imports: str, wants_value: bool, packed: Packed | None
+    channel: Channel,
+    seat: Seat,
+    info: RankInfo,
+    imports: str,
+    wants_value: bool,
+    packed: Packed | None,
 ) -> None:
-    info = RankInfo(seat.rank)
     tensors.is_rank(seat.local_rank, seat.local_world_size)
     try:
         call = _unpack_call(imports, packed)

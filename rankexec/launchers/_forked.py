@@ -35,6 +35,8 @@ from rankexec.launchers._edited import forget_edited, note_modules
 
 __all__ = ("Begin", "Forks", "preload")
 
+AHEAD_SECONDS = 0.05  # how long the next gang's children wait for the end of this one
+
 
 def preload(names: Iterable[str]) -> None:
     """Import modules for all ranks to come.
@@ -97,11 +99,16 @@ class Forks:
         self._wanted = 0
         self._until = 0.0
         self._keep_seconds = 0.0
+        self.not_before = 0.0
+        """When to fork ahead; 0.0 once a gang is over, from which a fork takes no time."""
 
     def start(self, begin: Begin) -> int:
         """Return the pid of a rank that has begun; a parked one if there is one."""
-        self._until = time.monotonic() + self._keep_seconds
+        now = time.monotonic()
+        self._until = now + self._keep_seconds
         self._wanted = 0  # its peers are started next; only then is there time to fork ahead
+        # Beside a short gang it costs that milliseconds; where none is left, gangs come at once.
+        self.not_before = now + AHEAD_SECONDS if self.parked else 0.0
         # The oldest one first: it is the likeliest to have settled down.
         for pid in list(self.parked):
             line = self.parked.pop(pid)
@@ -122,10 +129,13 @@ class Forks:
 
         Returns the seconds after which it wants to be called again; None: not by itself.
         """
-        if time.monotonic() >= self._until:
+        now = time.monotonic()
+        if now >= self._until:
             self.end_parked()
             return None
         if len(self.parked) < self._wanted:
+            if now < self.not_before:
+                return self.not_before - now
             ours, theirs = Pipe(duplex=True)
             pid = self._fork(lambda: _wait(theirs), ours)
             theirs.close()
@@ -173,6 +183,7 @@ def _become_rank(begin: Callable[[], Begin | None], guardian: int) -> NoReturn:
         do_not_wait_at_exit()
         _forget_signals()
         _forget_finalizers()
+        _reseed()
         told = begin()
         if told is not None:
             _take_over(told)
@@ -219,7 +230,6 @@ def _take_over(begin: Begin) -> None:
     os.environ.clear()
     os.environ.update(begin.environment)
     forget_edited()
-    _reseed()
     threads = begin.environment.get("OMP_NUM_THREADS", "")
     if (torch := sys.modules.get("torch")) and threads.isdigit():
         torch.set_num_threads(max(1, int(threads)))  # it has read the variable long ago

@@ -176,6 +176,7 @@ class _Guardian:
         with suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self._ranks.reap(self._forks.parked)
+        self._forks.not_before = 0.0
 
 
 def _exec(command: list[str], environment: Mapping[str, str], fds: list[int]) -> int:
