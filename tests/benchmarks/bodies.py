@@ -105,6 +105,11 @@ def meet(meeting: str, kind: str, count: int, limit: float = 60.0) -> None:
         time.sleep(0.001)
 
 
+def be_known(meeting: str) -> None:
+    """Say who this rank is."""
+    note(meeting, "pid", str(os.getpid()))
+
+
 def be_killed(meeting: str) -> None:
     """Rank 1 gets SIGKILL while its peers wait for it in a collective."""
     if os.environ["RANK"] == "1":

@@ -22,6 +22,8 @@ import psutil
 
 MEGABYTE = 1_000_000
 LEFT = "ranks that live on"
+SETTLE_SECONDS = 30.0
+"""How long the last gang's ranks may take to end; a bound, not a wait."""
 Numbers = dict[str, float]
 
 
@@ -96,12 +98,31 @@ def row_memory(it: Any, *, gangs: int, **place: Any) -> Numbers:
     for done in range(1, gangs + 1):
         gang(it, **place)
         if done in (gangs // 5, gangs):
-            time.sleep(0.5)  # the last ranks are on their way out
-            here = psutil.Process()
-            family = [here, *here.children(recursive=True)]
-            size = sum(process.memory_full_info().pss for process in family)
+            with tempfile.TemporaryDirectory() as meeting:
+                _gang(it, "be_known", meeting, size=place["size"])
+                ranks = [int(pid) for pid in bodies.notes(meeting, "pid")]
+            size = sum(process.memory_full_info().pss for process in _helpers(ranks))
             found[f"after {done} gangs"] = size / MEGABYTE
     return found
+
+
+def _helpers(ranks: list[int]) -> list[psutil.Process]:
+    """Return this process and its helpers, when those ranks have ended.
+
+    And when two looks find the same: children for the next gang may just be forked ahead.
+    """
+    here = psutil.Process()
+    limit = time.monotonic() + SETTLE_SECONDS
+    before: list[psutil.Process] = []
+    while time.monotonic() < limit:
+        # The floor's server reaps its dead when it starts the next ones.
+        found = here.children(recursive=True)
+        family = [here, *(p for p in found if p.status() != psutil.STATUS_ZOMBIE)]
+        if family == before and not any(process.pid in ranks for process in family[1:]):
+            return family
+        before = family
+        time.sleep(0.05)
+    raise RuntimeError(f"ranks of the last gang live on after {SETTLE_SECONDS:.0f} s")
 
 
 def killed(it: Any, *, size: int) -> Numbers:
