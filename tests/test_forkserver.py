@@ -236,6 +236,16 @@ def test_standby_uses_children_forked_ahead():
         assert not two_parked_after(ahead) & ahead
 
 
+def test_standby_beside_a_long_gang():
+    """The next gang's children are not only forked when this one has ended."""
+    launcher = LocalLauncher("forkserver", standby=True)
+    with executor_with(launcher) as executor:
+        ahead = two_parked_after(executor.submit(os.getpid).result())
+        future = executor.submit(time.sleep, 600)
+        assert not two_parked_after(ahead) & ahead
+        assert future.cancel()
+
+
 def test_standby_child_killed_while_parked():
     """The gang gets another one."""
     launcher = LocalLauncher("forkserver", standby=True)
