@@ -25,7 +25,7 @@ LAYERS = """
     _gang.run                   launchers.local     launchers._forked
     _gang.failures              launchers._popen    launchers._ranks    launchers._unguarded
     _gang.gang                  launchers._guarded  _gang.worker
-    _gang.reap                  launchers._edited
+    _gang.reap                  launchers._preload
     _gang.members               _gang.plan
     launchers
     _gang.channel               _gang.shipping

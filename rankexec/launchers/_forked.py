@@ -1,15 +1,11 @@
-"""A rank forked from the guardian: what the guardian prepares for it, and how it begins and ends.
+"""A rank forked from the guardian: how it begins and ends.
 
-The guardian imports torch and friends once; a fork of it has them at the price of a few
-milliseconds. What a fork must not share is taken apart here: random generators, signal handlers,
-descriptors. What a fork cannot survive is refused before: threads of Python, a touched CUDA.
+What a fork must not share is taken apart here: random generators, signal handlers, descriptors.
 """
 
 from __future__ import annotations
 
 import atexit
-import gc
-import importlib
 import os
 import pickle
 import signal
@@ -18,9 +14,8 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -30,50 +25,12 @@ from multiprocess.connection import Connection
 
 from rankexec._gang import output, worker
 from rankexec._torch import do_not_wait_at_exit
-from rankexec.errors import PreloadError
-from rankexec.launchers._edited import forget_edited, note_modules
+from rankexec.launchers._preload import forget_edited
 
-__all__ = ("Begin", "Forks", "preload")
+__all__ = ("Begin", "Forks")
 
-AHEAD_SECONDS = 0.05  # how long the next gang's children wait for the end of this one
-
-
-def preload(names: Iterable[str]) -> None:
-    """Import modules for all ranks to come.
-
-    Raises:
-        PreloadError: a module does not import, touches CUDA, or starts threads.
-    """
-    # Asking for CUDA would otherwise initialise its driver, which no fork survives.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    for name in names:
-        before = set(threading.enumerate())
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # a module may raise anything, SystemExit too
-            raise PreloadError(name, f"importing it raised {error!r}") from error
-        if started := [t.name for t in threading.enumerate() if t not in before]:
-            raise PreloadError(name, f"it starts threads ({', '.join(started)}), which no fork has")
-        if _touches_cuda():
-            raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
-    # Python 3.12 warns of forks with threads; OpenBLAS's are there and stand a fork.
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    note_modules()
-    gc.collect()
-    gc.freeze()  # so that no rank's collector writes to, and thereby copies, the shared pages
-
-
-def _touches_cuda() -> bool:
-    """Return whether a fork of this process could not use CUDA: ask one, is_initialized lies."""
-    if "torch.cuda" not in sys.modules:
-        return False
-    pid = os.fork()
-    if pid == 0:
-        bad = True
-        with suppress(BaseException):
-            bad = sys.modules["torch.cuda"]._is_in_bad_fork()
-        os._exit(int(bad))
-    return os.waitpid(pid, 0)[1] != 0
+AHEAD_SECONDS = 0.05
+"""How long forking the next gang's children waits for the end of this one."""
 
 
 @dataclass

@@ -37,7 +37,8 @@ from multiprocess.connection import Connection
 
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
-from rankexec.launchers._forked import Begin, Forks, preload
+from rankexec.launchers._forked import Begin, Forks
+from rankexec.launchers._preload import preload
 from rankexec.launchers._ranks import Ranks, become_subreaper, say
 
 __all__ = ("main",)
