@@ -1131,6 +1131,29 @@ out = sys.stdout""",
         arrives="the rank's own",
     ),
     Kind(
+        "`os.environ` by another name",
+        "from os import environ",
+        "environ is __import__('os').environ",
+        arrives="the rank's own",
+    ),
+    Kind(
+        "functions of `random`, by their names",
+        """\
+import random as module
+from random import randint, random""",
+        "random.__self__ is module._inst and 0 <= randint(0, 1) <= 1",
+        arrives="the rank's own, so that each rank draws other numbers",
+    ),
+    Kind(
+        "the module `__main__`",
+        """\
+import __main__
+only_by_attribute = 1""",
+        "hasattr(__main__, 'only_by_attribute')",
+        arrives="**the rank's own**, with the names that something reaches, or that `need` names",
+        differs=True,
+    ),
+    Kind(
         "a file in memory",
         """\
 import io
@@ -1275,6 +1298,15 @@ def length(x):
 
 ARRAYS = [
     Kind(
+        "functions of `numpy.random`, by their names",
+        """\
+import numpy as np
+from numpy.random import rand""",
+        "rand.__self__ is np.random.mtrand._rand and rand(2).shape == (2,)",
+        needs="numpy",
+        arrives="the rank's own, so that each rank draws other numbers",
+    ),
+    Kind(
         "a numpy array, and views of it",
         """\
 import numpy as np
@@ -1373,6 +1405,25 @@ def load():
 ]
 
 REFUSED = [
+    Kind(
+        "a `ctypes` structure",
+        """\
+import ctypes
+class Header(ctypes.Structure):
+    _fields_ = [('x', ctypes.c_int)]""",
+        "Header(1).x == 1",
+        arrives="define it in a module",
+        refused="Header.x, used by <lambda>() (a CField)",
+    ),
+    Kind(
+        "`functools.cmp_to_key`",
+        """\
+import functools
+by_size = functools.cmp_to_key(lambda a, b: a - b)""",
+        "sorted([2, 1], key=by_size)",
+        arrives="make it inside the function",
+        refused="the variable 'by_size', used by <lambda>() (a KeyWrapper)|make it inside",
+    ),
     Kind(
         "a generator",
         "running = (x for x in range(3))",

@@ -34,7 +34,7 @@ LAYERS = """
     _gang.replay                _gang.outcomes      _gang.restore
     _gang.picklers
     _gang.reducers
-    _gang.dynamic               _gang.refusals
+    _gang.dynamic               _gang.refusals      _gang.transient
     _gang.modules
     _gang.interrupts            _gang.call          _gang.namespace     _slots
     _gang.loop          _gang.output        _gang.sockets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
 import socket
 import sys
 import threading
@@ -322,3 +323,12 @@ def test_which_classes_the_caller_can_have():
     assert is_known_to_caller(ValueError)
     assert is_known_to_caller(Sent)
     assert not is_known_to_caller(Own)
+
+
+def test_a_process_s_own_objects_in_a_result():
+    """A call names them, so that each rank uses its own; a result is a copy of the rank's."""
+    assert round_trip(os.environ) is os.environ
+    arrived = unpack(pack_result({"environ": os.environ}, caller_classes()))["environ"]
+    assert arrived is not os.environ
+    assert arrived["PATH"] == os.environ["PATH"]
+    assert round_trip(random.random).__self__ is random._inst

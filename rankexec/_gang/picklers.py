@@ -15,7 +15,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
-from rankexec._gang import dynamic, modules, reducers
+from rankexec._gang import dynamic, modules, reducers, transient
 
 __all__ = (
     "CallPickler",
@@ -52,12 +52,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         super().__init__(file, protocol=5, buffer_callback=keep)
         self._reducer_of: dict[type, reducers.Reducer | None] = {}
 
+    def _choose(self, cls: type) -> reducers.Reducer | None:
+        return reducers.choose(cls)
+
     def reducer_override(self, obj: Any) -> Any:
         cls = type(obj)
         try:
             reducer = self._reducer_of[cls]
         except KeyError:
-            reducer = self._reducer_of[cls] = reducers.choose(cls)
+            reducer = self._reducer_of[cls] = self._choose(cls)
         if reducer is not None:
             reduced = reducer(obj)
             if reduced is not NotImplemented:
@@ -90,6 +93,9 @@ class CallPickler(_Pickler):
         super().__init__(file, keep)
         self._main_globals = modules.main_namespace()
         self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
+
+    def _choose(self, cls: type) -> reducers.Reducer | None:
+        return transient.choose_own(cls) or super()._choose(cls)
 
 
 class DillPickler(CallPickler):

@@ -10,14 +10,12 @@ import contextvars
 import dataclasses
 import functools
 import gc
-import threading
 import types
 import typing
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-from rankexec._gang import dynamic, modules, refusals, tensors
+from rankexec._gang import dynamic, modules, refusals, tensors, transient
 
 Reducer = Callable[[Any], Any]
 
@@ -32,15 +30,9 @@ def choose(cls: type) -> Reducer | None:
         and not _reduces_itself(cls)
     ):
         return _exception
-    return _REDUCERS.get(cls) or tensors.choose(cls) or _by_base(cls) or refusals.choose(cls)
-
-
-def _by_base(cls: type) -> Reducer | None:
-    if issubclass(cls, threading.local):
-        return _thread_local
-    if issubclass(cls, weakref.ref):
-        return _weak_reference
-    return None
+    return (
+        _REDUCERS.get(cls) or tensors.choose(cls) or transient.choose(cls) or refusals.choose(cls)
+    )
 
 
 def _reduces_itself(cls: type) -> bool:
@@ -155,75 +147,12 @@ def _set_again(name: str, value: Any) -> contextvars.ContextVar[Any]:
     return variable
 
 
-# --- threads: whoever holds or waits in the caller is not in the rank ---
-
-
-def _lock(_: Any) -> Any:
-    return threading.Lock, ()
-
-
-def _rlock(_: Any) -> Any:
-    return threading.RLock, ()
-
-
-def _condition(condition: Any) -> Any:
-    """Without those who wait; queues have three around one lock."""
-    return threading.Condition, (condition._lock,)
-
-
-def _bounded_semaphore(semaphore: Any) -> Any:
-    return threading.BoundedSemaphore, (semaphore._initial_value,)
-
-
-def _thread_local(local: threading.local) -> Any:
-    """The values that it has in this thread."""
-    return _local_again, (type(local),), dict(vars(local))
-
-
-def _local_again(cls: type[threading.local]) -> threading.local:
-    return cls.__new__(cls)
-
-
-# --- weak: what nothing else holds in the rank is gone there ---
-
-
-def _weak_reference(reference: Any) -> Any:
-    target = reference()
-    if target is None:
-        return _dead_reference, ()
-    if isinstance(reference, weakref.WeakMethod):
-        return weakref.WeakMethod, (target,)
-    if reference.__callback__ is None:
-        return weakref.ref, (target,)
-    return weakref.ref, (target, reference.__callback__)
-
-
-def _dead_reference() -> Any:
-    return weakref.ref(set())
-
-
-def _weak_proxy(proxy: Any) -> Any:
-    return weakref.proxy, (proxy.__repr__.__self__,)
-
-
-def _weak_mapping(mapping: Any) -> Any:
-    return type(mapping), (), None, None, iter(list(mapping.items()))
-
-
 _REDUCERS: dict[type, Reducer] = {
     types.CellType: _cell,
     types.MappingProxyType: _mapping_proxy,
     types.ModuleType: modules.reduce_module,
     functools._lru_cache_wrapper: _cached,
     contextvars.ContextVar: _context_variable,
-    type(threading.Lock()): _lock,
-    type(threading.RLock()): _rlock,
-    threading.Condition: _condition,
-    threading.BoundedSemaphore: _bounded_semaphore,
-    weakref.ProxyType: _weak_proxy,
-    weakref.CallableProxyType: _weak_proxy,
-    weakref.WeakKeyDictionary: _weak_mapping,
-    weakref.WeakValueDictionary: _weak_mapping,
     **dict.fromkeys(_SENTINELS, _sentinel),
     **{
         getattr(typing, name): _new_type
