@@ -150,7 +150,7 @@ class RankedExecutor(Executor):
         try:
             job.pack()
         except Exception as error:  # the future is where an executor's user looks for it
-            future._settle(error=error)
+            future._settle(error=error.with_traceback(None))  # our frames would say nothing
             return future
         if settings.caller_rank is None:
             self._shared.run_apart(job)

@@ -1,18 +1,26 @@
-"""Exceptions on their way: rebuilt without calling an `__init__` that takes other arguments."""
+"""What is rebuilt in its own way: exceptions without their `__init__`, locks, weak references."""
 
 from __future__ import annotations
 
+import contextvars
 import errno
+import functools
+import io
 import json
+import queue
 import subprocess
 import sys
+import threading
+import types
+import weakref
 from dataclasses import dataclass
 
 import pytest
+from helpers import wait_until
 
 from rankexec._gang import reducers
 from rankexec._gang.picklers import caller_classes
-from rankexec._gang.wire import pack_result, unpack
+from rankexec._gang.wire import pack, pack_result, unpack
 
 
 def round_trip(error):
@@ -225,3 +233,129 @@ def test_a_class_made_in_a_function():
 def test_the_rest_is_cloudpickles(cls):
     """No reducer where none is needed: the handler is chosen once for each type."""
     assert reducers.choose(cls) is None
+
+
+# --- what the table of notebook objects does not show: see test_shipping ---
+
+
+def travelled(value):
+    """Pack as the caller does and unpack as a rank does."""
+    packed = pack(value)
+    try:
+        return unpack(packed)
+    finally:
+        packed.close()
+
+
+class Target:
+    """Can be referred to weakly."""
+
+    def method(self):
+        """Be a bound method."""
+
+
+def gone(_):
+    """Be called when a target is gone."""
+
+
+def test_weak_references_that_are_dead():
+    """They are dead there, too."""
+    target = Target()
+    dead = [weakref.ref(target), weakref.WeakMethod(target.method)]
+    del target
+    assert [reference() for reference in travelled(dead)] == [None, None]
+
+
+def test_the_callback_of_a_weak_reference():
+    """It belongs to the reference."""
+    target = Target()
+    arrived, reference = travelled([target, weakref.ref(target, gone)])
+    assert reference() is arrived
+    assert reference.__callback__ is gone
+
+
+def test_semaphores():
+    """A bounded one knows how it began; the other has the count of the moment."""
+    bounded, plain = threading.BoundedSemaphore(2), threading.Semaphore(2)
+    with bounded, plain:
+        arrived_bounded, arrived_plain = travelled([bounded, plain])
+    assert (arrived_bounded._value, arrived_plain._value) == (2, 1)
+
+
+def test_a_condition_that_somebody_waits_for():
+    """Nobody waits there, and a queue's three conditions have one lock."""
+    waited = queue.Queue()
+    thread = threading.Thread(target=waited.get)
+    thread.start()
+    wait_until(lambda: waited.not_empty._waiters)
+    arrived = travelled(waited)
+    waited.put(1)
+    thread.join()
+    assert not arrived.not_empty._waiters
+    assert arrived.not_empty._lock is arrived.not_full._lock is arrived.mutex
+
+
+def test_threads():
+    """One that has not started is a plain object, one that has is refused."""
+    thread = threading.Thread(target=gone, args=(1,))
+    assert not travelled(thread).is_alive()
+    thread.start()
+    thread.join()
+    with pytest.raises(TypeError, match="a Thread runs in its own process only"):
+        pack(thread)
+
+
+def test_a_thread_local_with_an_init():
+    """`__init__` is not called again: its arguments are nowhere."""
+
+    class Local(threading.local):
+        def __init__(self, first):
+            self.value = [first]
+
+    assert travelled(Local(3)).value == [3]
+
+
+def test_an_importable_lru_cache():
+    """It goes by name, with what it has cached in that process."""
+    assert travelled(cached) is cached
+
+
+@functools.lru_cache
+def cached(x):
+    """Be cached."""
+    return x
+
+
+def test_a_context_variable_without_a_value():
+    """It has none there."""
+    arrived = travelled(contextvars.ContextVar("unset"))
+    assert arrived.name == "unset"
+    with pytest.raises(LookupError):
+        arrived.get()
+
+
+def test_an_empty_cell():
+    """It stays empty; one that holds None is not empty."""
+    empty, none = travelled([types.CellType(), types.CellType(None)])
+    assert none.cell_contents is None
+    with pytest.raises(ValueError, match="empty"):
+        _ = empty.cell_contents
+
+
+def test_files_without_a_descriptor(tmp_path):
+    """A stream that is made in Python is an object; a closed file is not."""
+
+    class Tee(io.TextIOBase):
+        def __init__(self):
+            self.lines = []
+
+        def write(self, text):
+            self.lines.append(text)
+
+    tee = Tee()
+    tee.write("a")
+    assert travelled(tee).lines == ["a"]
+    with (tmp_path / "file").open("w") as closed:
+        pass
+    with pytest.raises(TypeError, match="it is a closed file"):
+        pack(closed)

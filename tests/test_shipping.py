@@ -238,8 +238,8 @@ def test_the_error_is_short():
         error = future.exception()
         assert future.ranks == []
     assert type(error) is NotShippable
+    assert error.__traceback__ is None
     shown = "".join(traceback.format_exception(error))
-    assert shown.count("Traceback") == 1
     assert error.__cause__ is None
     assert "argument 0 of use() at .lines (a TextIOWrapper)" in shown
     assert "pass its path, and open it inside the function" in shown

@@ -25,7 +25,7 @@ def main_namespace() -> dict[str, Any]:
     return sys.modules["__main__"].__dict__
 
 
-_registering = threading.Lock()
+_registering = threading.RLock()  # a user's __reduce__ may submit, too
 
 
 @contextmanager

@@ -92,8 +92,8 @@ def _file(file: Any) -> Any:
             return getattr, (sys, name)
     try:
         file.fileno()
+    except (OSError, AttributeError):  # UnsupportedOperation is a ValueError, too
+        return NotImplemented
     except ValueError:
         raise Refused(f"it is a closed file, {getattr(file, 'name', '')!r}") from None
-    except (OSError, AttributeError):
-        return NotImplemented
     raise Refused(f"it is an open file, {getattr(file, 'name', '')!r}")

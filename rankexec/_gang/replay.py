@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,14 +41,18 @@ def _dump_deep(file: io.BytesIO, keep: Keep, value: Any) -> None:
         Replay(file, CallPickler(io.BytesIO(), keep), keep).dump(value)
 
 
+_deepening = threading.RLock()
+
+
 @contextmanager
 def _deep() -> Iterator[None]:
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, DEEPEST))
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
+    with _deepening:  # the limit is the process's, and each thread puts back what it has found
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, DEEPEST))
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(limit)
 
 
 # Private, but the only way; its stubs have no more than its public methods.
