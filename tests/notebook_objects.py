@@ -700,6 +700,25 @@ by_key = {Key(3): 'three'}""",
         "Key(1) in keys and by_key[Key(3)] == 'three'",
     ),
     Kind(
+        "`__hash__`, `__setstate__` and `__new__` that read global variables",
+        """\
+salt = 5
+class Salted:
+    def __new__(cls):
+        self = super().__new__(cls)
+        self.new = salt
+        return self
+    def __setstate__(self, state):
+        self.__dict__.update(state, loaded=salt)
+    def __hash__(self):
+        return salt
+    def __eq__(self, other):
+        return True
+salted = {Salted(): 'x'}""",
+        "value[Salted()] == 'x' and next(iter(value)).new == salt",
+        argument="salted",
+    ),
+    Kind(
         "an instance that holds itself, a cycle of instances",
         """\
 class Cycle: ...
@@ -914,6 +933,18 @@ class Status(int, enum.Enum):
 class Level(str, enum.Enum):
     LOW = 'low'""",
         "Status(410).phrase == 'lost' and Status.OK + 1 == 201 and Level.LOW == 'low'",
+    ),
+    Kind(
+        "an enum of functions",
+        """\
+import enum
+def double(x):
+    return 2 * x
+class Op(enum.Enum):
+    DOUBLE = enum.member(double)
+    HALF = enum.member(lambda x: x / 2)""",
+        "Op.DOUBLE.value(3) == 6 and Op.HALF.value(3) == 1.5 and len(Op) == 2",
+        python=(3, 11),
     ),
     Kind(
         "flags, combined ones too",

@@ -307,6 +307,27 @@ def test_the_namespace_of_a_module_by_value(module):
     assert module.factor == 3
 
 
+def test_a_package_by_value(tmp_path, monkeypatch):
+    """Its modules are part of it; functions may import from it as they do here."""
+    package = tmp_path / "package_by_value"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "constants.py").write_text("rate = 4\n")
+    (package / "inner.py").write_text(
+        "def imports():\n    from .constants import rate\n    return rate, here()\n"
+        "def here():\n    return 'the caller'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    inner = importlib.import_module("package_by_value.inner")
+    with RankedExecutor(
+        1, caller_rank=None, by_value=[sys.modules["package_by_value"]]
+    ) as executor:
+        (package / "inner.py").write_text("raise ImportError('a rank has imported it')\n")
+        assert executor.submit(inner.imports).result() == (4, "the caller")
+    for name in [name for name in sys.modules if name.startswith("package_by_value")]:
+        del sys.modules[name]
+
+
 def test_by_value_is_over_after_a_failure(module):
     """And does not end what the user has registered."""
     cloudpickle.register_pickle_by_value(module)

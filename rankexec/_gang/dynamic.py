@@ -8,11 +8,11 @@ the only ones that read them.
 from __future__ import annotations
 
 import ast
+import enum
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from typing import Any
 
 from cloudpickle import cloudpickle as _cloudpickle
@@ -87,10 +87,10 @@ def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple
     The class's own name, if it is known by it: DataLoader workers and pools that a rank starts
     pickle instances by it. And what its annotations name in strings.
     """
-    if reduced[0] is not _cloudpickle._make_skeleton_class and not issubclass(cls, Enum):
+    if reduced[0] is not _cloudpickle._make_skeleton_class and not issubclass(cls, enum.Enum):
         return reduced  # type(None) and its like
     make, args, (members, extra), *_ = reduced
-    if issubclass(cls, Enum):
+    if issubclass(cls, enum.Enum):
         args = _enum_arguments(cls, args, members, extra)
     else:
         meta, name, _, namespace, tracked, _ = args
@@ -124,11 +124,11 @@ def _slots(cls: Any) -> list[str]:
 
 
 def _enum_arguments(
-    cls: type[Enum], args: tuple[Any, ...], members: dict[str, Any], extra: dict[str, Any]
+    cls: type[enum.Enum], args: tuple[Any, ...], members: dict[str, Any], extra: dict[str, Any]
 ) -> tuple[Any, ...]:
     """Add what cloudpickle leaves out of an enum: aliases, and the members' own attributes."""
     bases, name, qualname, _, *rest = args
-    made = {name: member._value_ for name, member in cls.__members__.items()}
+    made = {name: _member(member._value_) for name, member in cls.__members__.items()}
     for alias in made:
         members.pop(alias, None)
     extra["attributes"] = {
@@ -136,6 +136,11 @@ def _enum_arguments(
         for member in cls.__members__.values()
     }
     return (bases, name, qualname, made, *rest)
+
+
+def _member(value: Any) -> Any:
+    """Return the value so that an enum takes it for a member, and not for a method."""
+    return enum.member(value) if hasattr(enum, "member") and hasattr(value, "__get__") else value
 
 
 _OF_EVERY_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})

@@ -64,22 +64,25 @@ def reduce_module(module: types.ModuleType) -> Any:
     if by_value(vars(module)) is None:
         return NotImplemented
     members = {k: v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE}
-    return _module_again, (module.__name__,), members, None, None, _fill_module
+    names = module.__name__, module.__package__
+    return _module_again, names, members, None, None, _fill_module
 
 
 _OF_EVERY_MODULE = frozenset({"__builtins__", "__cached__", "__loader__", "__name__", "__spec__"})
 _arrived: dict[str, types.ModuleType] = {}
 
 
-def _module_again(name: str) -> types.ModuleType:
+def _module_again(name: str, package: str | None) -> types.ModuleType:
     # Not in sys.modules: what is not reached did not travel, and an import wants all of it.
-    return _arrived.setdefault(name, types.ModuleType(name))
+    module = _arrived.setdefault(name, types.ModuleType(name))
+    module.__package__ = package
+    return module
 
 
 def _fill_module(module: types.ModuleType, members: dict[str, Any]) -> None:
     vars(module).update(members)
 
 
-def namespace_of(name: str) -> dict[str, Any]:
+def namespace_of(name: str, package: str | None) -> dict[str, Any]:
     """Return (in a rank) the globals of functions that came from a module by value."""
-    return main_namespace() if name == "__main__" else vars(_module_again(name))
+    return main_namespace() if name == "__main__" else vars(_module_again(name, package))

@@ -77,7 +77,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         # cloudpickle gives each function cells of its own: what one counts, another does not see.
         namespace = func.__globals__
         if id(namespace) not in self.globals_ref and (module := modules.by_value(namespace)):
-            self.globals_ref[id(namespace)] = _Globals(__name__=module.__name__)
+            self.globals_ref[id(namespace)] = _Globals(
+                __name__=module.__name__, __package__=module.__package__
+            )
         return (*super()._function_getnewargs(func)[:-1], func.__closure__)
 
 
@@ -118,11 +120,11 @@ class DillPickler(CallPickler):
         return NotImplemented
 
 
-class _Globals(dict):  # type: ignore[type-arg]  # stands for a dict, holds nothing but a name
+class _Globals(dict):  # type: ignore[type-arg]  # stands for a dict, holds but names
     """Arrives as the namespace of the receiver's `__main__`, or of a module by value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return modules.namespace_of, (self["__name__"],)
+        return modules.namespace_of, (self["__name__"], self.get("__package__"))
 
 
 class ResultPickler(_Pickler):
