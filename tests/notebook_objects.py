@@ -504,6 +504,22 @@ def cannot_change():
         "Constants.e == 2.7 and cannot_change()",
     ),
     Kind(
+        "classes that are equal, by their metaclass",
+        """\
+class AllEqual(type):
+    def __eq__(cls, other):
+        return True
+    def __hash__(cls):
+        return 1
+class Left(metaclass=AllEqual):
+    x = 1
+class Right(metaclass=AllEqual):
+    x = 2""",
+        "(Left.x, Right.x) == (1, 2)",
+        arrives="**one class**: cloudpickle compares them to tell them apart",
+        differs=True,
+    ),
+    Kind(
         "`__init_subclass__`, with a registry",
         """\
 class Plugin:
