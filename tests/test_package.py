@@ -38,7 +38,7 @@ LAYERS = """
     _gang.modules
     _gang.interrupts            _gang.call          _gang.namespace     _slots
     _gang.loop          _gang.output        _gang.sockets
-    _gang.tensors
+    _gang.tensors               _gang.libc
     _gang                       _map                contexts            errors
     _torch
 """

@@ -101,11 +101,14 @@ class Gang:
             if self.verdict is not None or self.cause is not None:
                 self._end()
             self._close_side()
-            for member in self._members.values():
-                member.send("leave")
             self._loop.ignore(self._interrupts.descriptor)
         finally:
             self.settled.set()
+
+    def dismiss(self) -> None:
+        """Let the ranks end. Not before it is settled: their end would take the caller's core."""
+        for member in self._members.values():
+            member.send("leave")
 
     def reap(self) -> None:
         """Wait until no process of the gang is left, and close what it held."""
@@ -223,8 +226,6 @@ class Gang:
             place = (info.pid or 0, info.host, item.exitcode)
             self._take(Died(info.rank, item.when, *place, member.stderr.tail()))
         self._outcomes.left(info.rank)
-
-    # --- ending it ---
 
     def _end(self) -> None:
         """End every rank that is left; the peers first, which frees the caller's collective."""

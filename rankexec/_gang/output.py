@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 import warnings
 from collections import deque
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
+
+from rankexec._gang.libc import flush_streams
 
 __all__ = ("OutputReader", "flush", "sink_for")
 
@@ -127,5 +128,4 @@ def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
             stream.flush()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no C library to be found so
-        ctypes.CDLL(None).fflush(None)
+    flush_streams()

@@ -146,6 +146,7 @@ def _start(gang: Gang, holding: ExitStack, pool: Executor) -> Gang:
 def _supervise(gang: Gang, holding: ExitStack) -> None:
     with holding:
         gang.supervise()
+        gang.dismiss()
         gang.reap()
 
 
@@ -170,6 +171,7 @@ def _conduct_apart(job: Job, devices: list[str] | None) -> Gang | None:
         gang = Gang(plan, Interrupts(), None)
         job.future._ends_with(partial(gang.end, CancelledError()))
         gang.supervise()
+        gang.dismiss()
         result = result_of(gang, job.settings, job.future.ranks)
     except BaseException as error:
         job.future._settle(error=error)

@@ -15,7 +15,6 @@ that does not unpack has raised without having been ready.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import io
 import os
@@ -33,7 +32,7 @@ from typing import Any
 from multiprocess import spawn
 from multiprocess.connection import Connection
 
-from rankexec._gang import namespace, outcomes, output, sockets, tensors
+from rankexec._gang import libc, namespace, outcomes, output, sockets, tensors
 from rankexec._gang.call import Call, RankInfo, Seat, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
@@ -49,8 +48,6 @@ TOKEN_BYTES = 32
 STACKS_SIGNAL: int = (
     signal.SIGRTMIN + 11 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", 0)
 )
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(channel: int, stacks: int, guardian: int) -> None:
@@ -118,10 +115,8 @@ def _talk(channel: Channel, began: float) -> None:
 
 def die_with(guardian: int) -> None:
     """Let the kernel end this process with its parent; keep orphans of ours below us till then."""
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.die_with_parent(signal.SIGKILL)
+    libc.become_subreaper()
     if os.getppid() != guardian:  # it died before the kernel knew
         os._exit(1)
 

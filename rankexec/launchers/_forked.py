@@ -24,6 +24,7 @@ from multiprocess import Pipe, reduction
 from multiprocess.connection import Connection
 
 from rankexec._gang import output, worker
+from rankexec._gang.restore import restore_environment
 from rankexec._torch import do_not_wait_at_exit
 from rankexec.launchers._preload import forget_edited
 
@@ -181,11 +182,11 @@ def _take_over(begin: Begin) -> None:
     os.close(stderr)
     for fd, name in ((1, "stdout"), (2, "stderr")):
         # New streams: the guardian's were opened on files, and remember a position.
-        stream = open(fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as we
+        stream = open(fd, "w", closefd=False)  # noqa: SIM115  # lives as long as we
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    os.environ.clear()
-    os.environ.update(begin.environment)
+    # Only what differs: each page that a fork touches is copied, and setting all takes 0.5 ms.
+    restore_environment(begin.environment)
     forget_edited()
     threads = begin.environment.get("OMP_NUM_THREADS", "")
     if (torch := sys.modules.get("torch")) and threads.isdigit():

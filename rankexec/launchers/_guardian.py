@@ -35,11 +35,12 @@ from typing import Any
 from multiprocess import reduction
 from multiprocess.connection import Connection
 
+from rankexec._gang.libc import become_subreaper
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._forked import Begin, Forks
 from rankexec.launchers._preload import preload
-from rankexec.launchers._ranks import Ranks, become_subreaper, say
+from rankexec.launchers._ranks import Ranks, say
 
 __all__ = ("main",)
 

@@ -9,7 +9,6 @@ ended only when none is left.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -25,17 +24,10 @@ from multiprocess.connection import Connection
 
 from rankexec.launchers import Ended, Started
 
-__all__ = ("Ranks", "become_subreaper", "say")
+__all__ = ("Ranks", "say")
 
-_PR_SET_CHILD_SUBREAPER = 36
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # nothing is made there
 _MAXRSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
-
-
-def become_subreaper() -> None:
-    """Make orphaned descendants of this process its children (Linux; nothing elsewhere)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def say(status: Connection, news: Any) -> None:
