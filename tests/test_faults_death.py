@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ranked_functions
 from faulty_ranks import leaving_behind, marked, one_does, throw
-from helpers import Marks, is_running, wait_until
+from helpers import Marks, is_running, run_script, wait_until
 from test_faults import WORLD, check_usable
 
 from rankexec import LauncherDied, RankDied, RankedExecutor
@@ -148,6 +148,28 @@ def test_callers_rank_in_a_thread_spins_while_another_raises():
         thread.join()
         assert type(found[0]) is ValueError
         check_usable(executor)
+
+
+@pytest.mark.parametrize("caller_rank", [0, None], ids=["caller_rank=0", "caller_rank=None"])
+def test_caller_with_all_signals_blocked(tmp_path, caller_rank):
+    """A death is seen, and the caller's rank broken off, whatever signals the caller blocks."""
+    out = run_script(
+        tmp_path,
+        f"""
+import signal
+from functools import partial
+import faulty_ranks
+from rankexec import RankedExecutor
+
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+with RankedExecutor(2, caller_rank={caller_rank}, output="caller") as executor:
+    dies = partial(faulty_ranks.exit_at_once, 7)
+    print(executor.submit(faulty_ranks.one_does, 1, dies).exception().exitcode)
+print(signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked)
+""",
+    )
+    assert out.split() == ["7", "True"]
 
 
 @pytest.mark.parametrize("warnings_are", ["shown", "errors"])

@@ -137,11 +137,14 @@ class CallerRank:
             yield
             return
         previous = signal.signal(number, self._on_break)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
         self._break_signal = number
         try:
             yield
         finally:
             self._break_signal = None
+            if number in blocked:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             signal.signal(number, previous)
 
     def _on_break(self, _number: int, _frame: FrameType | None) -> None:

@@ -50,6 +50,8 @@ DESCRIPTORS = 5
 def main(control: int, caller: int) -> None:
     """Guard until the caller says "close", or is gone."""
     become_subreaper()
+    # What the caller's thread has blocked came along: without SIGCHLD no rank's end would be seen.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _Guardian(Connection(control), caller).run()
     os._exit(0)  # nothing to finalize; a preloaded module's thread would keep the process
 
