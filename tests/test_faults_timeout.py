@@ -33,6 +33,13 @@ def timed_out(executor, marks, fn, *args):
     raise AssertionError("the ranks never came that far")
 
 
+@pytest.mark.parametrize("seconds", [30 * 86400, 1e300, float("inf")])
+def test_timeout_that_never_comes(make_executor, seconds):
+    """More than the kernel takes at once is no failure."""
+    check_usable(make_executor(WORLD))
+    assert make_executor(WORLD, timeout=seconds).submit(int).result() == 0
+
+
 @pytest.mark.parametrize(
     "action",
     [

@@ -265,6 +265,15 @@ def test_standby_ends_unused():
         assert len(executor.submit(os.getpid).result()) == 2
 
 
+@pytest.mark.parametrize("seconds", [30 * 86400, float("inf")])
+def test_standby_without_end(seconds):
+    """More than the kernel takes at once does not end the guardian."""
+    launcher = LocalLauncher("forkserver", standby=True, standby_ttl=seconds)
+    with executor_with(launcher) as executor:
+        ahead = two_parked_after(executor.submit(os.getpid).result())
+        assert set(executor.submit(os.getpid).result()) == ahead
+
+
 def test_nothing_is_left_of_standby(tmp_path):
     """A script with parked children leaves nothing, with a shutdown and without one."""
     source = """

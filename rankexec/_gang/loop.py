@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ("Loop",)
 
 Callback = Callable[[], None]
+_LONGEST_SECONDS = 86400.0
+"""The kernel takes no more than 24 days at once, and not infinity; who waits looks again anyway."""
 
 
 class Loop:
@@ -47,7 +49,7 @@ class Loop:
 
     def handle(self, limit: float | None) -> None:
         """Wait for something to happen, at most until `limit` (monotonic), and handle it."""
-        wait = None if limit is None else max(0.0, limit - time.monotonic())
+        wait = None if limit is None else min(max(0.0, limit - time.monotonic()), _LONGEST_SECONDS)
         for key, _ in self._selector.select(wait):
             if self.watches(key.fileobj):  # an earlier one of this round may have ended that
                 key.data()

@@ -100,7 +100,8 @@ class Forks:
             self.parked[pid] = ours
         if len(self.parked) < self._wanted:
             return 0.0
-        return self._until - time.monotonic()
+        # The kernel takes no more than 24 days at once, and not infinity.
+        return min(self._until - time.monotonic(), 86400.0)
 
     def end_parked(self) -> None:
         """Let the parked children end: nobody will tell them anything."""
