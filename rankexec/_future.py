@@ -38,6 +38,16 @@ class RankedFuture(Future[T]):
         """
         return self._cancel(even_running=True)
 
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the gang resolved to, or raise what it failed of; as the standard Future's.
+
+        That one takes an exception that is false (its length is 0) for none.
+        """
+        error = self.exception(timeout)
+        if error is not None and not bool(error):
+            raise error
+        return super().result(timeout)
+
     def set_running_or_notify_cancel(self) -> bool:
         """Claim the future for its gang. Returns False if it was cancelled."""
         with self._condition:

@@ -17,6 +17,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -187,6 +188,42 @@ class Unpicklable(Exception):
 def throw_unpicklable() -> None:
     """Raise an exception that cannot be pickled."""
     raise Unpicklable("it holds a generator")
+
+
+class Refusing(Exception):
+    """Lets nobody set an attribute."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(f"{name} is not to be set")
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """The same, as people write it; it cannot be unpickled either."""
+
+    code: int = 1
+
+
+class Empty(Exception):
+    """Counts as false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def throw_new(kind: type[BaseException]) -> None:
+    """Raise an exception that is made here."""
+    raise kind
+
+
+class Insists:
+    """A context that wants to be told of the exception."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is None:
+            os._exit(9)
 
 
 class OtherArguments(Exception):

@@ -69,6 +69,34 @@ def test_the_callers_own_exception_is_the_same_object():
     assert error.__cause__ is cause
 
 
+@pytest.mark.parametrize("kind", [faulty_ranks.Refusing, faulty_ranks.Frozen])
+def test_the_callers_own_exception_refuses_attributes(kind):
+    """What we set on it does not become the failure."""
+    with RankedExecutor(WORLD) as executor:
+        error = executor.submit(one_does, 0, partial(faulty_ranks.throw_new, kind)).exception()
+    assert type(error) is kind
+    assert isinstance(error.rank_outcomes[0], Raised)
+
+
+@on_each_rank
+def test_raise_what_refuses_attributes(make_executor, caller_rank, rank):
+    """The same from any rank."""
+    raises = partial(faulty_ranks.throw_new, faulty_ranks.Refusing)
+    future = make_executor().submit(one_does, rank, raises)
+    assert type(future.exception()) is faulty_ranks.Refusing
+    check_named(future, rank, caller_rank)
+
+
+@on_each_rank
+def test_raise_what_is_false(make_executor, rank):
+    """An exception with a length of 0 is one nevertheless; the context is told, too."""
+    executor = make_executor(ctx=faulty_ranks.Insists())
+    future = executor.submit(one_does, rank, partial(faulty_ranks.throw_new, faulty_ranks.Empty))
+    assert type(future.exception()) is faulty_ranks.Empty
+    with pytest.raises(faulty_ranks.Empty):
+        future.result()
+
+
 @on_each_rank
 def test_raise_what_cannot_be_pickled(make_executor, caller_rank, rank):
     """From a child comes RankRaised, with type, text and traceback; from the caller itself."""

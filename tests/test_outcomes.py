@@ -257,3 +257,10 @@ def test_describe_what_has_no_text(kind):
     outcome = describe(0, 1.0, kind())
     assert outcome.type_name == f"{__name__}.{kind.__qualname__}"
     assert "no words" in outcome.text
+
+
+def test_a_class_that_does_not_say_where_it_is() -> None:
+    """`__module__` may be anything; the exception is described all the same."""
+    kind = type("Nowhere", (Exception,), {"__module__": None})
+    assert not is_lost_connection(kind())
+    assert describe(0, 0.0, kind("text")).text == "text"

@@ -178,7 +178,7 @@ def perform(
     try:  # once more: what breaks a rank off may have come just when it was leaving, and kept it in
         inside.__exit__(None, None, None)
     except BaseException as exc:
-        error = error or exc
+        error = exc if error is None else error
         inside.__exit__(None, None, None)
     try:
         info.fn_left = time.monotonic()
@@ -188,7 +188,8 @@ def perform(
             value = None
             if info.context_entered is not None:
                 traceback = error.__traceback__ if error is not None else None
-                context.__exit__(type(error) if error else None, error, traceback)
+                kind = type(error) if error is not None else None  # one may be false
+                context.__exit__(kind, error, traceback)
     except BaseException as exc:
         if exc is not error:
             return exc

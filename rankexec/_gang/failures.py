@@ -67,9 +67,9 @@ def _failure(gang: Gang, settings: Settings, infos: list[RankInfo]) -> BaseExcep
         if isinstance(outcome, Raised) and isinstance(outcome.exception, Packed):
             outcome.exception = _unpacked(outcome)
     try:
-        setattr(error, "rank_outcomes", list(gang.by_rank))  # noqa: B010  # no class declares it
+        _set(error, "rank_outcomes", list(gang.by_rank))
     except AttributeError:
-        _add_note(error, "rank_outcomes could not be set: the class allows no attributes")
+        _add_note(error, "rank_outcomes could not be set: the class has something by that name")
     return error
 
 
@@ -85,7 +85,7 @@ def _exception(raised: Raised, where: str, *, at_caller: bool) -> BaseException:
         _add_note(error, where)
     else:
         text = f"{where}\n{text}"
-    error.__cause__ = RemoteTraceback(text)
+    _set(error, "__cause__", RemoteTraceback(text))
     return error
 
 
@@ -106,7 +106,13 @@ def _unpacked(raised: Raised) -> BaseException:
 
 def _add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
-        error.add_note(note)
+        notes = getattr(error, "__notes__", [])
+        if isinstance(notes, list):  # else the user has made something of his own of it
+            _set(error, "__notes__", [*notes, note])
+
+
+# The class's own way to set attributes may refuse: a frozen dataclass does.
+_set = BaseException.__setattr__
 
 
 def _strip_traceback(error: BaseException) -> None:
@@ -115,4 +121,4 @@ def _strip_traceback(error: BaseException) -> None:
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_HERE):
         traceback = traceback.tb_next
     if traceback is not None:
-        error.__traceback__ = traceback
+        _set(error, "__traceback__", traceback)

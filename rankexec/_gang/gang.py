@@ -95,7 +95,7 @@ class Gang:
             if isinstance(self.verdict, GangTimeout):
                 self._add_stacks()
         except BaseException as error:  # whatever it is, the gang must end and its caller be told
-            self.verdict = self.verdict or error
+            self.verdict = error if self.verdict is None else self.verdict
         self.cause, self.by_rank = self._outcomes.cause(), list(self._outcomes.by_rank)
         try:
             if self.verdict is not None or self.cause is not None:
@@ -241,7 +241,7 @@ class Gang:
         try:
             self._plan.side.close()
         except BaseException as error:  # the context's own caller side; the user is to see it
-            self.verdict = self.verdict or error
+            self.verdict = error if self.verdict is None else self.verdict
 
     def _add_stacks(self) -> None:
         stacks = reap.collect_stacks(self._loop, self._members)

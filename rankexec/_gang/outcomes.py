@@ -36,7 +36,7 @@ def is_lost_connection(error: BaseException) -> bool:
         seen.add(id(chain))
         if isinstance(chain, (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)):
             return True
-        if type(chain).__module__.startswith("torch") and type(chain).__name__ in _LOST_TYPES:
+        if str(type(chain).__module__).startswith("torch") and type(chain).__name__ in _LOST_TYPES:
             return True
         if isinstance(chain, RuntimeError) and any(text in _text(chain) for text in _LOST_TEXTS):
             return True
