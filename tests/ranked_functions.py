@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -83,3 +85,20 @@ def change_the_process() -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise ValueError("changed everything")
+
+
+class SubmitsInTheCaller:
+    """A context whose caller side wants the calling thread for another gang."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    @contextmanager
+    def caller_side(self, world_size: int, _caller_rank: int | None) -> Iterator[dict[str, str]]:
+        """Run a gang before the gang."""
+        from rankexec import RankedExecutor
+
+        with RankedExecutor(world_size) as executor:
+            executor.submit(rank).result()
+        yield {}

@@ -160,6 +160,15 @@ def test_nested_submit_with_a_caller_rank(make_executor, inner) -> None:
     assert all("caller_rank=None" in text for text in said)
 
 
+@with_the_caller
+def test_submit_in_the_callers_side_of_a_context(make_executor) -> None:
+    """Its thread has the turn already: a clear error, no deadlock."""
+    executor = make_executor(1, ctx=ranked_functions.SubmitsInTheCaller())
+    with pytest.raises(RuntimeError, match=r"busy with a gang already, rank in .*caller_rank=None"):
+        executor.submit(ranked_functions.rank).result()
+    assert executor.options(ctx=None).submit(ranked_functions.rank).result() == 0
+
+
 def test_nested_submit_without(make_executor) -> None:
     """An executor of children works in a rank, be it the caller's or a child."""
     expected = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]

@@ -27,6 +27,7 @@ class _Turn:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.holder = ""
+        self.thread: int | None = None
 
 
 _turn = _Turn()
@@ -38,8 +39,14 @@ if hasattr(os, "register_at_fork"):
 def turn(what: str, timeout: float | None) -> Iterator[None]:
     """Wait until no other gang has a thread of this process as a rank.
 
-    Warns every 10 s, naming the holder. Raises GangTimeout after `timeout` seconds.
+    Warns every 10 s, naming the holder. Raises GangTimeout after `timeout` seconds, RuntimeError if
+    it is this thread that has the turn: a context's caller side, or a signal's handler, submits.
     """
+    if _turn.thread == threading.get_ident():
+        raise RuntimeError(
+            f"this thread is busy with a gang already, {_turn.holder}, and cannot be a rank of "
+            f"another; use an executor with caller_rank=None here"
+        )
     give_up = None if timeout is None else time.monotonic() + timeout
     while True:
         left = TURN_WARNING_SECONDS if give_up is None else give_up - time.monotonic()
@@ -54,9 +61,11 @@ def turn(what: str, timeout: float | None) -> Iterator[None]:
             stacklevel=_users_level(),
         )
     _turn.holder = f"{what} in thread {threading.current_thread().name!r}"
+    _turn.thread = threading.get_ident()
     try:
         yield
     finally:
+        _turn.thread = None
         _turn.lock.release()
 
 
