@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,21 @@ def change_the_process() -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise ValueError("changed everything")
+
+
+def work_in_a_directory_and_remove_it() -> int:
+    """Leave the process in a directory that is no more."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+    return 1
+
+
+def remove_the_directory() -> int:
+    """Remove the directory that the process is in, and go elsewhere."""
+    directory = os.getcwd()
+    os.chdir("..")
+    os.rmdir(directory)
+    return 1
 
 
 class SubmitsInTheCaller:

@@ -180,6 +180,26 @@ def test_the_caller_is_as_before(make_executor, world_size) -> None:
 
 
 @with_the_caller
+def test_a_directory_that_is_gone_afterwards(make_executor) -> None:
+    """The caller is back in its own though the function has removed the one it went to."""
+    before = os.getcwd()
+    assert make_executor(1).submit(ranked_functions.work_in_a_directory_and_remove_it).result() == 1
+    assert os.getcwd() == before
+
+
+@with_the_caller
+def test_the_callers_directory_removed(make_executor, monkeypatch, tmp_path) -> None:
+    """Where there is no way back, a warning says so; the result stands."""
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    executor = make_executor(1)
+    with pytest.warns(UserWarning, match="directory is not restored"):
+        future = executor.submit(ranked_functions.remove_the_directory)
+    assert future.result() == 1
+    os.chdir(tmp_path)
+
+
+@with_the_caller
 def test_a_handler_that_python_does_not_see(make_executor) -> None:
     """Only what changed is put back: faulthandler's own handlers stay."""
     import faulthandler

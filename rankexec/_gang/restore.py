@@ -6,7 +6,6 @@ with a caller's rank take turns.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -101,9 +100,7 @@ def as_before() -> Iterator[None]:
     environment = _base = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     main = sys.modules["__main__"]
-    with contextlib.suppress(OSError):  # the directory may be gone
-        cwd: str | None = None
-        cwd = os.getcwd()
+    cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
     group, device = _torch_state()
     _name_groups_afresh()
@@ -118,10 +115,25 @@ def as_before() -> Iterator[None]:
                     signal.signal(number, handler)
         sys.modules["__main__"] = main
         sys.excepthook = excepthook
-        if cwd is not None and (not os.path.exists(".") or os.getcwd() != cwd):
-            os.chdir(cwd)
+        if cwd is not None and _directory() != cwd:
+            _go_back(cwd)
         _restore_torch(group, device)
         _name_groups_afresh()
+
+
+def _directory() -> str | None:
+    """Return the working directory; None if it has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _go_back(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as error:  # the function itself may have removed it
+        warnings.warn(f"the caller's working directory is not restored: {error}", stacklevel=2)
 
 
 def restore_environment(before: Mapping[str, str]) -> None:
