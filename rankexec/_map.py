@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections import deque
@@ -27,12 +28,14 @@ class LazyMap(Iterator[Any]):
         items: Iterator[Any],
         timeout: float | None,
         started: Callable[[LazyMap], None],
+        buffersize: int | None = None,
     ) -> None:
         self._submit = submit
         self._items: Iterator[Any] | None = items
         self._ran: deque[Future[Any]] = deque()
         self._end = None if timeout is None else timeout + time.monotonic()
         self._started: Callable[[LazyMap], None] | None = started
+        self._buffersize = buffersize
 
     def __next__(self) -> Any:
         if self._started is not None:
@@ -62,9 +65,15 @@ class LazyMap(Iterator[Any]):
         return True
 
     def run_rest(self) -> None:
-        """Run what is left, and keep the results for whoever still holds the iterator."""
+        """Run what is left, and keep the results for whoever still holds the iterator.
+
+        With a buffer size, as many gangs as it would hold: the items may be without end.
+        """
+        rounds = itertools.count() if self._buffersize is None else range(self._buffersize)
         with suppress(FuturesTimeoutError):  # too late for the rest, and nobody asks for it now
-            while self._run_next():
+            for _ in rounds:
+                if not self._run_next():
+                    break
                 if self._ran[-1].exception() is not None:
                     self._items = None
 

@@ -169,7 +169,7 @@ class RankedExecutor(Executor):
         """Return an iterator over the results of one gang for each item of `iterables`.
 
         With a `caller_rank`, each gang runs when its result is asked for; `shutdown(wait=True)`
-        runs what is still held. Without, all are submitted now, or `buffersize` ahead.
+        runs those still held, `buffersize` at most. Without, all, or that many, are submitted now.
 
         Args:
             fn: a callable that takes one item of each iterable.
@@ -202,7 +202,7 @@ class RankedExecutor(Executor):
             soonest = min((t for t in (settings.timeout, limit) if t is not None), default=None)
             return self._submit(replace(settings, timeout=soonest), fn, item, {})
 
-        return self._shared.hold(LazyMap(submit, items, timeout, self._shared.started))
+        return self._shared.hold(LazyMap(submit, items, timeout, self._shared.started, buffersize))
 
     def options(self, **overrides: Any) -> RankedExecutor:
         """Return an executor with other settings and the same slots, launcher and shutdown.

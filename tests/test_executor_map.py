@@ -136,6 +136,18 @@ def test_shutdown_runs_what_is_held(make_executor, started) -> None:
 
 
 @with_the_caller
+def test_shutdown_and_items_without_end(make_executor) -> None:
+    """With a buffer size, shutdown runs as many gangs as that holds, as the standard library's."""
+    executor = make_executor(1, timeout=60)
+    results = executor.map(abs, itertools.count(), buffersize=2)
+    assert next(results) == 0
+    executor.shutdown()
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        next(results)
+
+
+@with_the_caller
 def test_shutdown_runs_what_was_never_started(make_executor) -> None:
     """Also if nobody holds the iterator: `map` alone means that the calls are to be made."""
     ran = []
