@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
+import resource
 import socket
 from functools import partial
 
@@ -14,7 +16,7 @@ import psutil
 import pytest
 import ranked_functions
 from faulty_ranks import one_does, throw
-from helpers import Marks, running_script
+from helpers import Marks, own_processes, running_script, wait_until
 from test_faults import WORLD, check_usable
 
 from rankexec import GangTimeout, RankDied, TorchDDPCtx
@@ -125,3 +127,34 @@ def test_port_29500_taken(make_executor):
         assert executor.submit(faulty_ranks.all_reduce).result() == WORLD
         variables = executor.options(ctx=None).submit(ranked_functions.variables, "MASTER_PORT")
         assert variables.result()["MASTER_PORT"] != "29500"
+
+
+def test_no_descriptors_left(make_executor):
+    """Wherever they run out, the gang fails of that, nothing stays open, the next works."""
+    executor = make_executor()
+    codes = set()
+    for spare in range(30):
+        assert executor.submit(int).result() == 0
+        wait_until(lambda: not own_processes(), "the gang before is reaped")
+        with few_descriptors(spare):
+            error = executor.submit(int).exception()
+        assert isinstance(error, OSError | None)
+        codes.add(error and error.errno)
+        del error  # it holds its traceback, which holds what was half made
+    assert codes == {None, errno.EMFILE}
+
+
+@contextlib.contextmanager
+def few_descriptors(spare):
+    """Let this process open so many more, and no more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as taken:
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        free = [os.dup(0) for _ in range(spare)]
+        with contextlib.suppress(OSError):
+            while True:
+                taken.callback(os.close, os.dup(0))
+        for descriptor in free:
+            os.close(descriptor)
+        yield

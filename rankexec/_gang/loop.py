@@ -23,7 +23,11 @@ class Loop:
     def __init__(self) -> None:
         self._told: queue.SimpleQueue[Callback] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
-        self._awake, self._waker = socket.socketpair()
+        try:
+            self._awake, self._waker = socket.socketpair()
+        except OSError:
+            self._selector.close()
+            raise
         for end in (self._awake, self._waker):
             end.setblocking(False)
         self.watch(self._awake, self._on_wake)

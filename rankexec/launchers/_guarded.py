@@ -81,8 +81,9 @@ class Guardian:
         from multiprocess import reduction
 
         with self._lock:
-            self._control.send_bytes(pickle.dumps(("start", *details)))
+            # First of all: without a descriptor left, it would get a message and no descriptors.
             with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+                self._control.send_bytes(pickle.dumps(("start", *details)))
                 reduction.sendfds(own, fds)
             self.running += 1
             self._used = True

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from io import RawIOBase
 from typing import Any
 
@@ -79,35 +80,33 @@ class GuardedPopen:
         self._key = next(self._keys)
         self._lock = threading.Lock()
         self._news: list[Started | Ended | Exception] = []
-        ours, theirs = multiprocess.Pipe(duplex=True)
-        process.channel = Channel(ours)
-        self._status, status = multiprocess.Pipe(duplex=False)
-        self.sentinel = self._status.fileno()
-        process.stacks, stacks = _pipe()
-        process.stdout, stdout = _pipe()
-        process.stderr, stderr = _pipe()
+        # Whatever fails, at the limit of descriptors any of these lines: nothing stays open.
+        with ExitStack() as ours, ExitStack() as theirs:
+            channel, its_channel = multiprocess.Pipe(duplex=True)
+            theirs.callback(its_channel.close)
+            process.channel = Channel(channel)
+            ours.callback(process.channel.close)
+            self._status, status = multiprocess.Pipe(duplex=False)
+            theirs.callback(status.close)
+            ours.callback(self._status.close)
+            self.sentinel = self._status.fileno()
+            process.stacks, stacks = _pipe(ours, theirs)
+            process.stdout, stdout = _pipe(ours, theirs)
+            process.stderr, stderr = _pipe(ours, theirs)
+            fds = [its_channel.fileno(), stacks, stdout, stderr, status.fileno()]
+            self._start(process, fds)
+            ours.pop_all()
+
+    def _start(self, process: RankProcess, fds: list[int]) -> None:
         command = None if process.fork else command_for("rankexec._gang.worker")
         details = (self._key, command, process.environment)
-        fds = [theirs.fileno(), stacks, stdout, stderr, status.fileno()]
         try:
-            try:
-                self._guardian = process.find_guardian()
-                self._guardian.start(fds, *details)
-            except ConnectionError:  # killed, though not dead when we looked: a new one, once
-                GUARDIANS.discard(self._guardian)
-                self._guardian = process.find_guardian()
-                self._guardian.start(fds, *details)
-        except BaseException:
-            for source in (process.stacks, process.stdout, process.stderr):
-                source.close()
-            process.channel.close()
-            self._status.close()
-            raise
-        finally:
-            for fd in (stacks, stdout, stderr):
-                os.close(fd)
-            theirs.close()
-            status.close()
+            self._guardian = process.find_guardian()
+            self._guardian.start(fds, *details)
+        except ConnectionError:  # killed, though not dead when we looked: a new one, once
+            GUARDIANS.discard(self._guardian)
+            self._guardian = process.find_guardian()
+            self._guardian.start(fds, *details)
 
     def news(self) -> list[Started | Ended]:
         self._read()
@@ -169,11 +168,14 @@ class GuardedPopen:
             self._status.close()
 
 
-def _pipe() -> tuple[RawIOBase, int]:
+def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[RawIOBase, int]:
     """Return a pipe's end that is read without waiting, and the descriptor of the other."""
     reader, writer = os.pipe()
+    theirs.callback(os.close, writer)
+    source = open(reader, "rb", buffering=0)  # noqa: SIM115  # the gang closes it
+    ours.callback(source.close)
     os.set_blocking(reader, False)
-    return open(reader, "rb", buffering=0), writer
+    return source, writer
 
 
 if hasattr(os, "register_at_fork"):
