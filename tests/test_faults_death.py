@@ -289,6 +289,8 @@ def test_rank_whose_process_does_not_end(make_executor, rank):
 def test_guardian_killed(make_executor, marks):
     """LauncherDied, no rank is left, and the next gang has a new guardian."""
     executor = make_executor()
+    executor.submit(int).result()
+    first = list(GUARDIANS._by_key.values())[-1]
 
     def kill_when_running():
         marks.wait_for(WORLD)
@@ -298,6 +300,7 @@ def test_guardian_killed(make_executor, marks):
     thread.start()
     future = executor.submit(marked, str(marks), faulty_ranks.hang)
     assert type(future.exception()) is LauncherDied
+    assert first not in GUARDIANS._by_key.values()  # dying, it might look alive to the next gang
     thread.join()
     wait_until(lambda: not marks.living())
     marks.clear()

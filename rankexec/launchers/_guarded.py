@@ -81,6 +81,8 @@ class Guardian:
         from multiprocess import reduction
 
         with self._lock:
+            if self._control.closed:  # another thread has found it dead
+                raise ConnectionResetError("the guardian is gone")
             # First of all: without a descriptor left, it would get a message and no descriptors.
             with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
                 self._control.send_bytes(pickle.dumps(("start", *details)))

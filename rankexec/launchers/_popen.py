@@ -141,9 +141,10 @@ class GuardedPopen:
             self.pid = item.pid
             return
         self._guardian.ended()
-        if isinstance(item, PreloadError):  # the next one may find the module mended
-            GUARDIANS.discard(self._guardian)
         exitcode = item.exitcode if isinstance(item, Ended) else None
+        # The next guardian may find the module mended; and one that is just dying looks alive.
+        if isinstance(item, PreloadError) or (isinstance(item, Ended) and exitcode is None):
+            GUARDIANS.discard(self._guardian)
         self.returncode = 255 if exitcode is None else exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
