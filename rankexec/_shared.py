@@ -62,7 +62,7 @@ class Shared:
         from rankexec._gang import run
 
         self._run = run
-        self._release = weakref.finalize(self, self.launcher.release)
+        self._release = weakref.finalize(self, _release, self.launcher, self._pid)
         _living.add(self)
 
     def check_open(self) -> None:
@@ -139,6 +139,11 @@ class Shared:
         for lazy in [*self._unstarted, *self._started]:
             lazy.close()
         self._unstarted.clear()
+
+
+def _release(launcher: Launcher, pid: int) -> None:
+    if pid == os.getpid():  # a forked process has no part in what its parent leases
+        launcher.release()
 
 
 def _run_and_release(run_apart: Callable[[Job], None], job: Job) -> None:

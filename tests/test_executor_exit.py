@@ -195,6 +195,35 @@ def test_a_forked_process(tmp_path) -> None:
     assert "before a fork" in said
 
 
+@pytest.mark.parametrize("ending", ["sys.exit()", "os._exit(0)"])
+def test_a_process_forked_while_a_gang_runs(tmp_path, ending) -> None:
+    """It ends as any other, and what is its own ends with its own executors."""
+    out = run_script(
+        tmp_path,
+        script(f"""
+            import os
+            import psutil
+
+            executor = RankedExecutor(1, caller_rank=None)
+            running = executor.submit(time.sleep, 600)
+            while running.ranks == [] or running.ranks[0].ready is None:
+                time.sleep(0.01)
+            child = os.fork()
+            if not child:
+                executor.shutdown(wait=False)
+                with RankedExecutor(1):
+                    print(len(psutil.Process().children()), flush=True)
+                print(len(psutil.Process().children()), flush=True)
+                {ending}
+            os.waitpid(child, 0)
+            print(running.cancel())
+            executor.shutdown()
+        """),
+        env={"PYTHONWARNINGS": "ignore:This process:DeprecationWarning"},
+    )
+    assert out.split() == ["1", "0", "True"]
+
+
 @pytest.mark.parametrize(
     ("use", "printed"),
     [("pass", ""), ("next(results)", "a\n"), ("del results", ""), ("zip(results)", "")],

@@ -14,6 +14,7 @@ from typing import Any
 
 import multiprocess
 import multiprocess.connection
+import multiprocess.process
 from multiprocess.process import BaseProcess
 
 from rankexec._gang.call import Seat
@@ -179,5 +180,13 @@ def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[RawIOBase, int]:
     return source, writer
 
 
+def _forget_ranks() -> None:
+    """In a forked process: the ranks are the parent's; multiprocess would join them at exit."""
+    Channel.close_all()
+    for child in list(multiprocess.process._children):
+        if isinstance(child, RankProcess):
+            multiprocess.process._children.discard(child)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Channel.close_all)
+    os.register_at_fork(after_in_child=_forget_ranks)
