@@ -125,9 +125,11 @@ class Shared:
         if cancel_futures:
             for future in list(self._futures):
                 future._cancel(even_running=False)
-        for pool in (self._apart, self._here):
-            pool.shutdown(wait=wait)
-        self._release()
+        try:
+            for pool in (self._apart, self._here):
+                pool.shutdown(wait=wait)
+        finally:  # a second Ctrl-C may break off the waiting; gangs hold leases of their own
+            self._release()
 
     def warn_dropped(self) -> None:
         """At interpreter exit: say which maps never ran, and drop them."""

@@ -17,7 +17,7 @@ import ranked_functions
 from helpers import own_processes, wait_until, with_children_only, with_the_caller
 
 import rankexec._gang.restore
-from rankexec import GangTimeout, NotShippable, RankedExecutor, RankedFuture
+from rankexec import GangTimeout, LocalLauncher, NotShippable, RankedExecutor, RankedFuture
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 
@@ -290,6 +290,21 @@ def test_shutdown_cancels_what_is_pending(make_executor, tmp_path) -> None:
     assert [future.cancelled() for future in pending] == [True] * 2
     (tmp_path / "end").touch()
     assert running.result() > 0
+
+
+def test_shutdown_broken_off(make_executor, monkeypatch) -> None:
+    """A Ctrl-C while it waits comes out of it; what was started is given back nevertheless."""
+    launcher = LocalLauncher()
+    executor = make_executor(1, launcher=launcher)
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor._shared._apart, "shutdown", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.shutdown()
+    assert launcher._leases == 0
 
 
 def test_with(make_executor) -> None:
