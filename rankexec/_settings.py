@@ -90,6 +90,10 @@ def check_seconds(name: str, value: Any) -> None:
     """Raise unless `value` is a number or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
         raise TypeError(f"{name} takes seconds, or None, got {value!r}")
+    try:
+        float(value or 0)
+    except OverflowError:
+        raise ValueError(f"{name} takes seconds that a float can hold, got {value!r}") from None
 
 
 def check_devices(devices: Any) -> list[str] | None:
@@ -144,10 +148,9 @@ def _checked_gather(gather: Any) -> Any:
 
 
 def _checked_timeout(timeout: Any) -> float | None:
+    check_seconds("timeout", timeout)
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout takes seconds above 0, or None, got {timeout!r}")
     if not timeout > 0:
         raise ValueError(f"timeout takes seconds above 0, or None, got {timeout!r}")
     return float(timeout)
@@ -203,15 +206,31 @@ _OF_THE_SEAT = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 def _checked_env(env: Any) -> Mapping[str, str]:
     if env is None:
         return {}
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env takes a mapping of strings to strings, got {env!r}")
-    for name, value in env.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"env takes strings, got {name!r}: {value!r}")
-        if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"env takes names without '=' and no null characters, got {name!r}")
+    checked = check_variables("env takes", env)
+    for name in checked:
         if name in _OF_THE_SEAT:
             raise ValueError(f"env cannot set {name}, which every rank has of its own")
     if sys.platform == "win32":
-        return {name.upper(): value for name, value in env.items()}
-    return dict(env)
+        return {name.upper(): value for name, value in checked.items()}
+    return checked
+
+
+def check_variables(what: str, variables: Any, *, unset: bool = False) -> dict[str, Any]:
+    """Return environment variables as they are; with `unset`, a value may be None."""
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"{what} a mapping of strings to strings, got {variables!r}")
+    for name, value in variables.items():
+        text = "" if unset and value is None else value
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise TypeError(f"{what} strings, got {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(
+                f"{what} names without '=' and no null characters, got {name!r}: {value!r}"
+            )
+        try:
+            os.fsencode(name + text)
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{what} text that the environment can hold, got {name!r}: {value!r}"
+            ) from None
+    return dict(variables)

@@ -110,7 +110,7 @@ class Shared:
     def cancel_all(self) -> None:
         """Cancel every gang that is not finished, also those that run."""
         self._drop_maps()
-        for future in list(self._futures):
+        for future in self._submitted():
             future.cancel()
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
@@ -123,13 +123,17 @@ class Shared:
         with self._lock:
             self._closed = True
         if cancel_futures:
-            for future in list(self._futures):
+            for future in self._submitted():
                 future._cancel(even_running=False)
         try:
             for pool in (self._apart, self._here):
                 pool.shutdown(wait=wait)
         finally:  # a second Ctrl-C may break off the waiting; gangs hold leases of their own
             self._release()
+
+    def _submitted(self) -> list[RankedFuture[Any]]:
+        with self._lock:  # another thread may be submitting
+            return list(self._futures)
 
     def warn_dropped(self) -> None:
         """At interpreter exit: say which maps never ran, and drop them."""

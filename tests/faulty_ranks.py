@@ -397,14 +397,14 @@ class Aborts:
             raise OSError("cannot abort")
 
 
-def leave_shared_memory() -> None:
+def leave_shared_memory(mark: str) -> None:
     """Be killed, with a process below, where torch has made shared memory that has a name yet."""
     pid = os.fork()
-    with open(f"/dev/shm/torch_{os.getpid()}_1_0", "w", encoding="ascii"):
+    with open(f"/dev/shm/torch_{os.getpid()}_{mark}", "w", encoding="ascii"):
         pass
     if pid == 0:
         hang()
-    child = f"/dev/shm/torch_{pid}_1_0"
+    child = f"/dev/shm/torch_{pid}_{mark}"
     while not os.path.exists(child):
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -50,6 +50,7 @@ OPTIONS = {
         (0, ValueError, "above 0"),
         (-1.5, ValueError, "above 0"),
         (float("nan"), ValueError, "above 0"),
+        (10**400, ValueError, "float"),
         ("10", TypeError, "seconds"),
         (True, TypeError, "seconds"),
     ],
@@ -89,6 +90,7 @@ OPTIONS = {
         ({"": "1"}, ValueError, "names"),
         ({"A=B": "1"}, ValueError, "names"),
         ({"A": "\0"}, ValueError, "null"),
+        ({"A": "\ud800"}, ValueError, "hold"),
         ({"RANK": "7"}, ValueError, "RANK"),
     ],
 }

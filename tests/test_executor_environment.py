@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import nullcontext
 
 import loky
 import psutil
@@ -333,3 +334,41 @@ def test_imports_come_before_the_call(make_executor, tmp_path, monkeypatch) -> N
     again = executor.options(imports="from patches import *")
     assert again.submit(ranked_functions.returning, patched.Picky()).result() is True
     del sys.modules["patched"]
+
+
+def test_a_caller_whose_directory_is_gone(make_executor, tmp_path, monkeypatch) -> None:
+    """Ranks start in it: the error says so, and the executor is usable when there is one again."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    executor = make_executor()
+    with pytest.raises(FileNotFoundError, match="working directory is gone"):
+        executor.submit(ranked_functions.rank).result()
+    os.chdir(tmp_path)
+    assert executor.submit(ranked_functions.rank).result() == 0
+
+
+class Yields(nullcontext):
+    """A context whose caller side yields what it is told."""
+
+    def __init__(self, variables: object) -> None:
+        super().__init__()
+        self.variables = variables
+
+    def caller_side(self, *_: object) -> nullcontext:
+        """Give it to the ranks."""
+        return nullcontext(self.variables)
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind", "says"),
+    [
+        ({"A": 1}, TypeError, "strings"),
+        ({"A=B": "1"}, ValueError, "names"),
+        (["A=1"], TypeError, "mapping"),
+    ],
+)
+def test_what_a_context_yields(make_executor, variables, kind, says) -> None:
+    """What its caller side gives the ranks is checked before they start, and it is named."""
+    with pytest.raises(kind, match=f"caller_side of Yields is to yield .*{says}"):
+        make_executor(ctx=Yields(variables)).submit(os.getpid).result()

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import is_running, run_script, wait_until
+from multiprocess import reduction
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
 from rankexec.launchers import _guarded
@@ -285,3 +286,18 @@ print("done")
 """
     assert run_script(tmp_path, source) == "done\n"
     assert run_script(tmp_path, source + "executor.shutdown()") == "done\n"
+
+
+def test_a_finalizer_that_tells_the_guardian(monkeypatch):
+    """The collector may run one in between a message and its descriptors; it takes its turn."""
+    sent = reduction.sendfds
+
+    def collect_and_send(*args):
+        GUARDIANS.tell("park", 0, 0.0)  # as an executor does that is forgotten
+        return sent(*args)
+
+    with executor_with(LocalLauncher("forkserver")) as executor:
+        monkeypatch.setattr(reduction, "sendfds", collect_and_send)
+        assert len(executor.submit(os.getpid).result()) == 2
+        monkeypatch.undo()
+        assert len(executor.submit(os.getpid).result()) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 
 import pytest
@@ -169,6 +170,18 @@ def test_a_broken_stream(monkeypatch):
     with pytest.warns(RuntimeWarning, match=r"the output of rank 1 is lost: sys\.stdout raised"):
         sink("stdout", "one")
     sink("stdout", "two")
+
+
+def test_a_broken_stream_where_warnings_are_errors(monkeypatch, capsys):
+    """It is said nevertheless, and nothing is raised."""
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    sink = sink_for(1, "all", ExitStack())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sink("stdout", "one")
+    assert "rankexec: the output of rank 1 is lost" in capsys.readouterr().err
 
 
 def test_no_stream(monkeypatch):

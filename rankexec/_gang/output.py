@@ -13,7 +13,7 @@ from typing import Any
 
 from rankexec._gang.libc import flush_streams
 
-__all__ = ("OutputReader", "flush", "sink_for")
+__all__ = ("OutputReader", "flush", "sink_for", "warn")
 
 TAIL_LINES = 20
 _CHUNK = 64 * 1024
@@ -114,11 +114,7 @@ def _prefixed(rank: int, prefix: str) -> Sink:
             target.flush()
         except Exception as error:  # the user's stream: it may be closed, or anything at all
             broken = True
-            warnings.warn(
-                f"the output of rank {rank} is lost: sys.{stream} raised {error!r}",
-                RuntimeWarning,
-                stacklevel=1,
-            )
+            warn(f"the output of rank {rank} is lost: sys.{stream} raised {error!r}")
 
     return write
 
@@ -129,3 +125,11 @@ def flush() -> None:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
             stream.flush()
     flush_streams()
+
+
+def warn(message: str) -> None:
+    """Warn; where warnings are errors, print: a gang must be ended whatever the filters say."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=1)
+    except RuntimeWarning:
+        print(f"rankexec: {message}", file=sys.stderr)  # noqa: T201  # there is nobody to raise to

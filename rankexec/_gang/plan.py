@@ -17,7 +17,7 @@ from rankexec._gang.call import RankInfo, Seat
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed
-from rankexec._settings import Settings
+from rankexec._settings import Settings, check_variables
 from rankexec._slots import cpu_count, visible_gpus
 from rankexec.launchers import Launcher
 
@@ -70,7 +70,8 @@ def prepare(
         extra: Mapping[str, str | None] = {}
         if hasattr(context, "caller_side"):
             entered = context.caller_side(settings.world_size, settings.caller_rank)
-            extra = side.enter_context(entered) or {}
+            what = f"caller_side of {type(context).__name__} is to yield"
+            extra = check_variables(what, side.enter_context(entered) or {}, unset=True)
         base = base_environment()
         variables = {**_defaults(base, settings.world_size), **extra, **settings.env}
         # With torch's agent store `env://` would join a store that is not ours.
@@ -152,7 +153,12 @@ def _loopback_interface() -> str | None:
 
 def _preparation() -> dict[str, Any]:
     """Return what a child takes over from this process, but never its `__main__`."""
-    data = spawn.get_preparation_data("rank")
+    try:
+        data = spawn.get_preparation_data("rank")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno, "this process's working directory is gone, and ranks start in it: chdir"
+        ) from None
     for name in ("init_main_from_name", "init_main_from_path"):
         data.pop(name, None)
     data["umask"] = _umask()

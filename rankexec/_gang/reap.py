@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
+from rankexec._gang.output import warn
 
 __all__ = ("collect_stacks", "free", "kill", "reap", "wait")
 
@@ -32,7 +31,7 @@ def kill(members: Members) -> None:
             if not member.ended:
                 member.child.kill()
         except Exception as error:  # the launcher's own code; the others must end nevertheless
-            _warn(f"rank {rank} (pid {member.info.pid}) could not be killed: {error!r}")
+            warn(f"rank {rank} (pid {member.info.pid}) could not be killed: {error!r}")
 
 
 def free(
@@ -52,14 +51,14 @@ def free(
         try:
             rank.cut_off()
         except Exception as error:  # the context's own code; the rank must be freed nevertheless
-            _warn(f"the context of rank {rank.number}, which was to abort, raised {error!r}")
+            warn(f"the context of rank {rank.number}, which was to abort, raised {error!r}")
         if loop.run(left, time.monotonic() + BREAK_SECONDS):
             return
         rank.break_out()
         stuck = time.monotonic() - began > STUCK_SECONDS
         if stuck and not warned:
             warned = True
-            _warn(
+            warn(
                 f"the gang is over and its other ranks are ended, but rank {rank.number}, the "
                 f"calling thread, is in a call that cannot be broken off:\n{rank.stack()}"
             )
@@ -98,16 +97,8 @@ def reap(loop: Loop, members: Members) -> None:
         wait(loop, members)
     for rank, member in members.items():
         if not member.ended:  # in a system call that the kernel cannot break off
-            _warn(f"rank {rank} (pid {member.info.pid}) was killed but does not die")
+            warn(f"rank {rank} (pid {member.info.pid}) was killed but does not die")
         for watched in (member.child, member.child.channel, member.stdout, member.stderr):
             loop.ignore(watched)
         member.close()
     loop.close()
-
-
-def _warn(message: str) -> None:
-    """Warn; where warnings are errors, print: a gang must be ended whatever the filters say."""
-    try:
-        warnings.warn(message, RuntimeWarning, stacklevel=1)
-    except RuntimeWarning:
-        print(f"rankexec: {message}", file=sys.stderr)  # noqa: T201  # there is nobody to raise to

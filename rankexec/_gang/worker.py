@@ -201,9 +201,10 @@ def _report(channel: Channel, info: RankInfo, error: BaseException | None, value
             packed = pack_result(value, caller_classes())
         except Exception as refused:  # the user's __reduce__ may raise anything
             what = f"the result of rank {info.rank} (a {type(value).__name__})"
-            error = NotShippable(
-                what, str(refused), "return plain data: numbers, arrays, a state_dict"
-            )
+            advice = "return plain data: numbers, arrays, a state_dict"
+            if isinstance(refused, OSError):  # a limit of descriptors, or of a file's size
+                advice = "the system refused, whatever the result is"
+            error = NotShippable(what, str(refused), advice)
         else:
             channel.send("returned", (when, info), packed)
             packed.close()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,7 +26,10 @@ def command_for(module: str, main: str = "main") -> list[str]:
     """Return a command that runs a module's `main`; integers go before the last item, sys.path."""
     from multiprocess import spawn, util
 
-    path = "\n".join(entry or os.getcwd() for entry in sys.path if isinstance(entry, str))
+    with suppress(OSError):  # the directory is gone: nothing can be imported from there
+        here = ""
+        here = os.getcwd()
+    path = "\n".join(entry or here for entry in sys.path if isinstance(entry, str))
     python = os.fsdecode(spawn.get_executable())
     return [
         python,
@@ -43,7 +47,9 @@ class Guardian:
         """Start it, in the background; with `preload`, ranks can be forked from it."""
         import multiprocess  # brings dill along
 
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer of this thread may tell it something
+        self._told: deque[tuple[Any, ...]] = deque()
+        self._starting = False
         self.running = 0
         """Ranks that were started and have not ended."""
         self._used = False
@@ -83,17 +89,30 @@ class Guardian:
         with self._lock:
             if self._control.closed:  # another thread has found it dead
                 raise ConnectionResetError("the guardian is gone")
-            # First of all: without a descriptor left, it would get a message and no descriptors.
-            with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
-                self._control.send_bytes(pickle.dumps(("start", *details)))
-                reduction.sendfds(own, fds)
+            self._starting = True
+            try:
+                # The socket first: without a descriptor left, it would get a message and none.
+                own = socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+                with own:
+                    self._control.send_bytes(pickle.dumps(("start", *details)))
+                    reduction.sendfds(own, fds)
+            finally:
+                self._starting = False
             self.running += 1
             self._used = True
+            self._say()
 
     def tell(self, *message: Any) -> None:
         """Tell it something; nothing happens if it is gone, for then so are its ranks."""
-        with self._lock, suppress(OSError):
-            self._control.send_bytes(pickle.dumps(message))
+        with self._lock:
+            self._told.append(message)
+            if not self._starting:  # else in between a message and its descriptors
+                self._say()
+
+    def _say(self) -> None:
+        while self._told:
+            with suppress(OSError):
+                self._control.send_bytes(pickle.dumps(self._told.popleft()))
 
     def ended(self) -> None:
         """Note that one of its ranks has ended."""
