@@ -3,6 +3,11 @@
 The map of the house, from the top down (imports run downwards only):
 
     mpify               mpify's functions; imported on request only
+    magics              the IPython extension: %ranks, %%ranked, %autoranked; likewise
+    _autoranked         cells that run on ranks without saying so
+    _options, _table    what the magics take; the gang as a table
+    _cell, _shown       a notebook's cell as a call; what it displays
+    _reach, _syntax     which variables a cell reads; what it is made of
     executor            RankedExecutor: submit, map, options, shutdown
     _shared, _map       what several executors share; lazy iterators
     _gang.run           one call from preparation to result, here (caller is a rank) or apart
@@ -12,6 +17,8 @@ The map of the house, from the top down (imports run downwards only):
     _settings, _slots   checked arguments; which devices are free
     _future, errors     what a submit returns, and what may come out of it
 """
+
+from typing import Any as _Any
 
 from rankexec._gang.call import Died, Raised, RankInfo, Returned
 from rankexec.contexts import TorchDDPCtx
@@ -29,6 +36,21 @@ from rankexec.launchers.local import LocalLauncher
 
 __version__ = "0.1.0"
 
+
+def load_ipython_extension(shell: _Any) -> None:
+    """Add the magics to IPython: `%load_ext rankexec` calls this."""
+    from rankexec import magics
+
+    magics.load_ipython_extension(shell)
+
+
+def unload_ipython_extension(shell: _Any) -> None:
+    """Take the magics away and end the notebook's gang: `%unload_ext rankexec` calls this."""
+    from rankexec import magics
+
+    magics.unload_ipython_extension(shell)
+
+
 __all__ = (
     "Died",
     "GangTimeout",
@@ -45,4 +67,6 @@ __all__ = (
     "RankedFuture",
     "Returned",
     "TorchDDPCtx",
+    "load_ipython_extension",
+    "unload_ipython_extension",
 )

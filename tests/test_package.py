@@ -19,8 +19,8 @@ from helpers import run_python
 import rankexec
 
 LAYERS = """
-    rankexec                    mpify
-    executor
+    rankexec                    mpify               magics
+    executor                    _autoranked         _cell               _table
     _shared                     launchers._guardian
     _gang.run                   launchers.local     launchers._forked
     _gang.failures              launchers._popen    launchers._ranks    launchers._unguarded
@@ -38,7 +38,8 @@ LAYERS = """
     _gang.modules
     _gang.interrupts            _gang.call          _gang.namespace     _slots
     _gang.loop          _gang.output        _gang.sockets
-    _gang.tensors               _gang.libc
+    _gang.tensors               _gang.libc          _options            _reach
+    _syntax                     _shown
     _gang                       _map                contexts            errors
     _torch
 """

@@ -1,0 +1,174 @@
+"""A notebook's cell as the function of a gang."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import builtins
+import linecache
+import os
+import sys
+import types
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from rankexec._reach import names_assigned, names_read
+from rankexec._shown import Collector, Display, collected, silenced
+
+__all__ = ("Asked", "Cell", "CellResult", "Source")
+
+_FUTURES = 0
+for _name in __future__.all_feature_names:
+    _FUTURES |= getattr(__future__, _name).compiler_flag
+
+
+@dataclass(frozen=True)
+class Source:
+    """A cell's text, and what compiling it needs."""
+
+    text: str
+    filename: str
+    """What stands in the notebook's tracebacks."""
+    title: str
+    """The same in children's."""
+    flags: int = 0
+    """What earlier cells have imported from `__future__`."""
+
+    def compile(self) -> tuple[types.CodeType, types.CodeType | None, ast.Module, int]:
+        """Return the statements, the last expression if there is one, the tree, and the flags.
+
+        Raises:
+            SyntaxError: it is no Python.
+        """
+        flags = self.flags & _FUTURES
+        whole = compile(self.text, self.filename, "exec", flags, dont_inherit=True)
+        flags |= whole.co_flags & _FUTURES
+        only_tree = flags | ast.PyCF_ONLY_AST
+        tree: Any = compile(self.text, self.filename, "exec", only_tree, dont_inherit=True)
+        if not tree.body or not isinstance(tree.body[-1], ast.Expr):
+            return whole, None, tree, flags
+        body = ast.Module(tree.body[:-1], [])
+        value = ast.Expression(tree.body[-1].value)
+        return (
+            compile(body, self.filename, "exec", flags, dont_inherit=True),
+            compile(value, self.filename, "eval", flags, dont_inherit=True),
+            tree,
+            flags,
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the ranks of a cell are asked for."""
+
+    gather: str | None = None
+    """The name whose value every rank returns, if the cell sets it; else its last value."""
+    collect: frozenset[int] = frozenset()
+    """The ranks, children all, that return what they display."""
+    silent: bool = False
+    """Whether the notebook's own rank prints and displays nothing."""
+    show_value: bool = True
+    """Whether the last expression's value is displayed."""
+
+
+@dataclass
+class CellResult:
+    """What a cell came to on one rank."""
+
+    value: Any = None
+    """The last expression's in the notebook's own rank; in others what is gathered."""
+    gathered: Any = None
+    displays: list[Display] = field(default_factory=list)
+
+
+class Cell:
+    """Runs a cell in the notebook's namespace; in a child, in its `__main__`.
+
+    What travels is the text and `__wrapped__`, a function that is never called: a pickler finds by
+    it which of the notebook's variables the cell reads, and names it where one cannot travel.
+    """
+
+    __name__ = __qualname__ = "cell"
+
+    def __init__(self, source: Source, asked: Asked, namespace: dict[str, Any]) -> None:
+        self._source = source
+        self._asked = asked
+        self._namespace = namespace
+        self._body, self._last, self._tree, self.flags = source.compile()
+        self.has_value = self._last is not None
+        self.assigned = names_assigned(self._body)
+        if self._last is not None:
+            self.assigned |= names_assigned(self._last)
+
+    @cached_property
+    def __wrapped__(self) -> types.FunctionType:  # where errors look for what a callable reaches
+        read = names_read(self._tree, self.flags)
+        return _reaching(sorted(read & self._namespace.keys()), self._namespace)
+
+    def __call__(self) -> CellResult:
+        """Run the cell as the notebook's rank."""
+        __tracebackhide__ = True
+        with ExitStack() as stack:
+            if self._asked.silent:
+                stack.enter_context(silenced())
+            value = self.run()
+        return CellResult(value, self._gathered(value))
+
+    def run(self) -> Any:
+        """Run the cell and return the last expression's value."""
+        __tracebackhide__ = True
+        exec(self._body, self._namespace)  # noqa: S102  # the user's own cell
+        if self._last is None:
+            return None
+        return eval(self._last, self._namespace)  # noqa: S307  # the same
+
+    def run_in_child(self) -> CellResult:
+        """Run the cell as a rank that has no notebook."""
+        with ExitStack() as stack:
+            collector: Collector | None = None
+            if int(os.environ["RANK"]) in self._asked.collect:
+                collector = stack.enter_context(collected())
+            value = self.run()
+            displays = []
+            if collector is not None:
+                if self._asked.show_value:
+                    collector.add_value(value)
+                displays = collector.finish()
+            return CellResult(None, self._gathered(value), displays)
+
+    def _gathered(self, value: Any) -> Any:
+        name = self._asked.gather
+        if name is None:
+            return None
+        return self._namespace[name] if name in self.assigned else value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_child, (replace(self._source, flags=self.flags), self._asked, self.__wrapped__)
+
+
+def _in_child(source: Source, asked: Asked, _reached: types.FunctionType) -> Any:
+    """Return, in a child, what runs the cell. Its variables have come with `_reached`."""
+    source = replace(source, filename=source.title)
+    lines = [line + "\n" for line in source.text.splitlines()]
+    linecache.cache[source.filename] = (len(source.text), None, lines, source.filename)
+    if not hasattr(builtins, "display"):  # IPython has it there
+        setattr(builtins, "display", _display)  # noqa: B010  # no such name in its types
+    return Cell(source, asked, vars(sys.modules["__main__"])).run_in_child
+
+
+def _display(*objects: Any, **options: Any) -> Any:
+    from IPython.display import display
+
+    return display(*objects, **options)
+
+
+def _reaching(names: list[str], namespace: dict[str, Any]) -> types.FunctionType:
+    """Return a function of this namespace whose code has these names as its globals."""
+    found: dict[str, Any] = {}
+    code = compile(f"def cell(): return ({' '.join(n + ',' for n in names)})", "<cell>", "exec")
+    exec(code, found)  # noqa: S102  # names, no more
+    function = types.FunctionType(found["cell"].__code__, namespace, "cell")
+    function.__module__ = "__main__"
+    return function

@@ -1,0 +1,88 @@
+"""The notebook's gang as a table."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from rankexec._gang.call import RankInfo
+
+__all__ = ("Table",)
+
+_HEAD = ("rank", "device", "pid", "start", "cell", "end", "exit code", "peak memory")
+
+
+class Table:
+    """A gang, and of the last one that ran what is known of its ranks; no gang without a size."""
+
+    def __init__(
+        self,
+        world_size: int = 0,
+        caller_rank: int | None = None,
+        ctx: Any = None,
+        devices: list[str] | None = None,
+    ) -> None:
+        self._world_size = world_size
+        self._caller_rank = caller_rank
+        self._ctx = ctx
+        self._devices = devices
+        self.ranks: list[RankInfo] = []
+
+    def __repr__(self) -> str:
+        rows = [_HEAD, *self._rows()] if self._world_size else []
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))] if rows else []
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        title = f"<p>{html.escape(self._title())}</p>"
+        if not self._world_size:
+            return title
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in self._rows()
+        )
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _title(self) -> str:
+        if not self._world_size:
+            return "there is no gang; %ranks 2 sets one of two ranks"
+        ranks = f"{self._world_size} rank{'s' if self._world_size > 1 else ''}"
+        caller = self._caller_rank
+        here = (
+            "the notebook is none of them" if caller is None else f"the notebook is rank {caller}"
+        )
+        within = f", in {self._ctx!r}" if self._ctx is not None else ""
+        ran = "" if self.ranks else "; no cell has run yet"
+        return f"{ranks}, {here}{within}{ran}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        if self.ranks:
+            return [_row(info) for info in self.ranks]
+        return [
+            _row(RankInfo(rank, device=self._devices[rank] if self._devices else None))
+            for rank in range(self._world_size)
+        ]
+
+
+def _row(info: RankInfo) -> tuple[str, ...]:
+    memory = None if info.peak_memory is None else f"{info.peak_memory / 2**20:.0f} MiB"
+    texts = (
+        info.rank,
+        info.device,
+        info.pid,
+        _seconds(info.started, info.fn_entered),
+        _seconds(info.fn_entered, info.fn_left),
+        _seconds(info.fn_left, info.reaped),
+        info.exitcode,
+        memory,
+    )
+    return tuple("-" if text is None else str(text) for text in texts)
+
+
+def _seconds(since: float | None, until: float | None) -> str | None:
+    return None if since is None or until is None else f"{until - since:.2f} s"
