@@ -104,8 +104,9 @@ class Cell:
 
     @cached_property
     def __wrapped__(self) -> types.FunctionType:  # where errors look for what a callable reaches
-        read = names_read(self._tree, self.flags)
-        return _reaching(sorted(read & self._namespace.keys()), self._namespace)
+        read = names_read(self._tree, self.flags) & self._namespace.keys()
+        names = sorted(name for name in read if not _is_the_shells(self._namespace[name]))
+        return _reaching(names, self._namespace)
 
     def __call__(self) -> CellResult:
         """Run the cell as the notebook's rank."""
@@ -162,6 +163,11 @@ def _display(*objects: Any, **options: Any) -> Any:
     from IPython.display import display
 
     return display(*objects, **options)
+
+
+def _is_the_shells(value: Any) -> bool:
+    """Return whether this is IPython's `exit` or `quit`, which end a shell; a rank has Python's."""
+    return type(value).__module__ == "IPython.core.autocall"
 
 
 def _reaching(names: list[str], namespace: dict[str, Any]) -> types.FunctionType:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
@@ -76,7 +77,10 @@ def _shell() -> Any:
             self.init_events()
             self.init_display_formatter()
             self.display_pub = CapturingDisplayPublisher()
-            self.display_pub.outputs = []  # its default is one list for all
+
+        def showtraceback(self, exc_tuple: Any = None, **_: Any) -> None:
+            """Formatters call this when the user's `_repr_html_` raises."""
+            traceback.print_exception(*(exc_tuple or sys.exc_info()))
 
     return RankShell.instance()
 

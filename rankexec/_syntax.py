@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import tokenize
 
 __all__ = ("ends_silently", "has_await", "ipython_calls")
 
@@ -21,7 +22,10 @@ def ends_silently(source: str) -> bool:
     """Return whether a cell ends with a semicolon: its last value is not to be displayed."""
     from IPython.core.displayhook import DisplayHook
 
-    return bool(DisplayHook.semicolon_at_end_of_expression(source))
+    try:
+        return bool(DisplayHook.semicolon_at_end_of_expression(source))
+    except (SyntaxError, tokenize.TokenError):  # to be said by whoever compiles it
+        return False
 
 
 def ipython_calls(tree: ast.AST) -> list[tuple[ast.Name, str]]:

@@ -26,6 +26,7 @@ __all__ = ("Notebook", "load_ipython_extension", "unload_ipython_extension")
 
 def load_ipython_extension(shell: Any) -> None:
     """Add the magics to a shell; `%load_ext rankexec` calls this."""
+    unload_ipython_extension(shell)
     _loaded[id(shell)] = Notebook(shell)
 
 
@@ -135,7 +136,9 @@ class Notebook:
 
     def _source(self, text: str) -> Source:
         shell = self._shell
-        number = len(shell.history_manager.input_hist_raw) - 1
+        history = shell.history_manager
+        # Releases differ in when they count: before a cell is run, or after it.
+        number = len(history.input_hist_raw) - 1 if history else shell.execution_count
         filename = shell.compile.cache(text, number)
         return Source(text, filename, f"Cell In[{number}]", shell.compile.flags)
 

@@ -1,19 +1,21 @@
 """The documents: every example is run and prints what is shown; every test that is named exists.
 
-The blocks of a page, in their order, are one script. A `text` block right after a `python` block is
-what that block prints; process ids, host names and times may differ.
+The blocks of a page, in their order, are one script, or with magics the cells of one notebook. A
+`text` block right after a `python` block is what that block prints; process ids, host names and
+times may differ.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from helpers import run_script
+from helpers import run_python, run_script
 
 import rankexec._gang
 
@@ -45,12 +47,37 @@ class Page:
         """Return all examples as one script, with a mark after each one's output."""
         return "".join(f"{source}\nprint({_MARK!r}, flush=True)\n" for source, _ in self.examples)
 
+    def is_notebook(self) -> bool:
+        """Return whether its examples are cells for IPython."""
+        return "%load_ext" in self.script()
+
+    def printed(self, folder: Path) -> list[str]:
+        """Run all examples; return what each prints."""
+        if not self.is_notebook():
+            printed = run_script(folder, self.script()).split(f"{_MARK}\n")
+            assert printed.pop() == ""
+            return printed
+        cells = json.dumps([source for source, _ in self.examples])
+        done = run_python([str(HERE / "run_in_shell.py")], folder, stdin=cells)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert [cell["text"] for cell in found] == [None] * len(found)
+        return [
+            "\n".join(
+                [re.sub(r"^Out\[\d+\]: ", "", cell["out"], flags=re.MULTILINE)]
+                + [data["text/plain"] for data in cell["shown"]]
+            )
+            for cell in found
+        ]
+
     def missing(self) -> list[str]:
         """Return the optional packages that it needs and that are not installed."""
         script = self.script()
         needed = {name for name in OPTIONAL if re.search(rf"\b(import|from) {name}\b", script)}
         if "TorchDDPCtx" in script:
             needed.add("torch")
+        if self.is_notebook():
+            needed.add("IPython")
         return [name for name in sorted(needed) if importlib.util.find_spec(name) is None]
 
 
@@ -76,9 +103,7 @@ def test_examples(path, tmp_path):
         return
     if missing := page.missing():
         pytest.skip(f"needs {', '.join(missing)}")
-    printed = run_script(tmp_path, page.script()).split(f"{_MARK}\n")
-    assert printed.pop() == ""
-    for output, (source, shown) in zip(printed, page.examples, strict=True):
+    for output, (source, shown) in zip(page.printed(tmp_path), page.examples, strict=True):
         if shown is None:
             assert output == "", f"the page does not show what this prints:\n{source}"
         else:

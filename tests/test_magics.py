@@ -17,7 +17,12 @@ pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("IPython"), reason="needs IPython"),
 ]
 HERE = Path(__file__).parent
-BEGIN = ("%load_ext rankexec", "%ranks 2", "import os; rank = lambda: int(os.environ['RANK'])")
+BEGIN = (
+    "%load_ext rankexec",
+    "%ranks 2",
+    # What `print` writes piece by piece, other ranks' lines may come between.
+    "import os\nrank = lambda: int(os.environ['RANK'])\nsay = lambda x: print(f'{x}\\n', end='')",
+)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_a_cell_is_the_notebooks(run) -> None:
     """It finds the notebook's variables, the notebook's rank sets them, its value is displayed."""
     _, cell, after = run(
         "numbers = [1, 2]\ndef double(x): return [y * 2 for y in x]",
-        "%%ranked\nmine = double(numbers)[rank()]\nnumbers += [3]\nprint('rank', mine)\nmine + 1",
+        "%%ranked\nmine = double(numbers)[rank()]\nnumbers += [3]\nsay(f'rank {mine}')\nmine + 1",
         "mine, numbers, _, 'RANK' in os.environ",
     )
     assert (cell["error"], cell["value"]) == (None, "3")
@@ -105,7 +110,7 @@ def test_a_semicolon_hides_the_value(run) -> None:
 # --- whose output is seen ---
 
 PRINTS = (
-    "from IPython.display import HTML, display\nprint('text')\ndisplay(HTML(f'<b>{rank()}</b>'))\n"
+    "from IPython.display import HTML, display\nsay('text')\ndisplay(HTML(f'<b>{rank()}</b>'))\n"
 )
 
 
@@ -128,6 +133,17 @@ def test_see(run) -> None:
     assert html(other) == ["<b>rank 1</b>", "<b>1</b>"]
     assert (here["value"], html(here)) == ("40", ["<b>0</b>"])
     assert "rank 1" not in here["out"]
+
+
+def test_a_repr_that_raises(run) -> None:
+    """The rank says so, as a notebook does, and goes on."""
+    (cell,) = run(
+        "%%ranked --see 1\nclass A:\n    def _repr_html_(self): raise KeyError('mine')\n"
+        "    def __repr__(self): return 'plain'\nA()"
+    )
+    assert cell["error"] is None
+    assert "[rank 1] KeyError: 'mine'" in cell["err"]
+    assert cell["shown"][1] == {"text/plain": "plain"}
 
 
 def test_quiet(run) -> None:
@@ -164,7 +180,7 @@ def test_remote(run) -> None:
     """On children only: the notebook's variables are as before, rank 0's value is shown."""
     _, cell, later = run(
         "x = [0]",
-        "%%ranked --remote --gather all_x\nx.append(rank())\nnew = os.getpid()\nprint(x)\nx",
+        "%%ranked --remote --gather all_x\nx.append(rank())\nnew = os.getpid()\nsay(x)\nx",
         "x, 'new' in globals(), all_x",
     )
     assert lines(cell["out"]) == ["[0, 0]", "[rank 1] [0, 1]"]
@@ -213,11 +229,12 @@ def test_timeout(run) -> None:
 
 def test_errors(run) -> None:
     """The first failure, with the lines of the cell, as `submit` raises it; the next cell works."""
-    child, own, syntax, after = run(
+    child, own, syntax, unfinished, after = run(
         "%%ranked\nif rank() == 1:\n    raise KeyError('k')",
         "%%ranked\n\nif rank() == 0:\n    1 / 0",
         "%%ranked\nx = = 1",
-        "%%ranked\nrank()",
+        "%%ranked\nx = (1",
+        "%%ranked\nif rank() > 1: exit()\nrank()",
     )
     assert child["error"] == "KeyError"
     assert 'File "Cell In[4]", line 3' in child["out"]
@@ -225,7 +242,8 @@ def test_errors(run) -> None:
     assert own["error"] == "ZeroDivisionError"
     assert re.search(r"4 +1 / 0", re.sub(r"\x1b\[[\d;]*m", "", own["out"])), own["out"]
     assert "rankexec" not in re.sub(r"\[rank.*", "", own["out"])
-    assert (syntax["error"], after["value"]) == ("SyntaxError", "0")
+    assert (syntax["error"], unfinished["error"]) == ("SyntaxError", "SyntaxError")
+    assert (after["error"], after["value"]) == (None, "0")
 
 
 # --- the gang ---
@@ -321,7 +339,7 @@ def wrong(request, tmp_path_factory) -> dict[str, Any]:
 
 def test_autoranked(run) -> None:
     """Later cells run on ranks, those that begin with a magic, `!` or await do not."""
-    where = "print('RANK' in os.environ)"
+    where = "say('RANK' in os.environ)"
     _, state, plain, *others, mixed, _, off = run(
         "%autoranked on --see all",
         "%autoranked",

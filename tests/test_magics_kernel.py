@@ -49,7 +49,7 @@ def stopped(tmp_path: Path, cell: str, ranks: int = 2) -> list[str]:
 
 def test_output(drive) -> None:
     """Every rank's lines are in their cell, in order, prefixed; %%capture catches them."""
-    many = "for i in range(300): print('line', i)"
+    many = "for i in range(300): print(f'line {i}\\n', end='')"  # one write: others come between
     _, first, nothing, _, caught, c_code, rich = drive(
         "%ranks 2",
         f"%%ranked\n{many}",
@@ -75,7 +75,7 @@ def test_autoranked(drive) -> None:
     _, _, cell, silent, awaiting, after = drive(
         "%ranks 2",
         "%autoranked on",
-        "x = rank()\nprint('on', x)",
+        "x = rank()\nprint(f'on {x}\\n', end='')",
         ["silent = os.environ.get('RANK')", "silent"],
         "import asyncio\nawait asyncio.sleep(0)\nprint(os.environ.get('RANK'))",
         "%time print(x, silent, os.environ.get('RANK'))",
