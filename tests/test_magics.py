@@ -399,7 +399,7 @@ def test_help_of_each(run) -> None:
 
 def test_unload(run) -> None:
     """The gang ends, and the shell is as before; loading it once more starts afresh."""
-    before, *_, after, again = run(
+    before, *_, after, threads, _, _, off, cell = run(
         "def state():\n    s = get_ipython()\n    return len(s.input_transformers_cleanup), "
         "{k: len(v) for k, v in s.events.callbacks.items()}, 'ranks' in "
         "s.magics_manager.magics['line']\nstate()",
@@ -409,9 +409,15 @@ def test_unload(run) -> None:
         "%unload_ext rankexec",
         "import threading\nstate()",
         "[t.name for t in threading.enumerate() if 'rankexec' in t.name]",
+        "%load_ext rankexec\n%ranks 2",
+        "%reload_ext rankexec",
+        "%%ranked\n1",
+        "%ranks 2\nget_ipython().run_cell_magic('ranked', '', '1')",
         begin=(),
     )
-    assert (after["value"], again["value"]) == (before["value"], "[]")
+    assert (after["value"], threads["value"]) == (before["value"], "[]")
+    assert "there is no gang" in off["text"]
+    assert (cell["error"], cell["value"]) == (None, "1")
 
 
 def test_import_loads_no_ipython(tmp_path) -> None:
