@@ -4,10 +4,7 @@ The map of the house, from the top down (imports run downwards only):
 
     mpify               mpify's functions; imported on request only
     magics              the IPython extension: %ranks, %%ranked, %autoranked; likewise
-    _autoranked         cells that run on ranks without saying so
-    _options, _table    what the magics take; the gang as a table
-    _cell, _shown       a notebook's cell as a call; what it displays
-    _reach, _syntax     which variables a cell reads; what it is made of
+    _notebook           what that is made of
     executor            RankedExecutor: submit, map, options, shutdown
     _shared, _map       what several executors share; lazy iterators
     _gang.run           one call from preparation to result, here (caller is a rank) or apart

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-from rankexec import _options
-from rankexec._autoranked import AutoRanked
-from rankexec._cell import Asked, Cell, CellResult, Source
-from rankexec._shown import show
-from rankexec._syntax import ends_silently, has_await
-from rankexec._table import Table
+from rankexec._notebook import options
+from rankexec._notebook.autoranked import AutoRanked
+from rankexec._notebook.cell import Asked, Cell, CellResult, Source
+from rankexec._notebook.shown import show
+from rankexec._notebook.syntax import ends_silently, has_await
+from rankexec._notebook.table import Table
 from rankexec.contexts import TorchDDPCtx
 from rankexec.executor import RankedExecutor, RankedFuture
 from rankexec.launchers.local import LocalLauncher
@@ -48,7 +48,7 @@ class Notebook:
         self._executor: RankedExecutor | None = None
         self._table = Table()
         self._undo = ExitStack()
-        parsers = _options.parsers()
+        parsers = options.parsers()
         self._auto = AutoRanked(shell, parsers["ranked"])
         self._undo.callback(self._auto.close)
         self._register("line", "ranks", parsers["ranks"], self._ranks)
@@ -73,7 +73,7 @@ class Notebook:
         shell.register_magic_function(magic, kind, name)
         self._undo.callback(shell.magics_manager.magics[kind].pop, name, None)
         key = ("%" if kind == "line" else "%%") + name
-        shell.set_hook("complete_command", _options.completer(parser, *words), str_key=key)
+        shell.set_hook("complete_command", options.completer(parser, *words), str_key=key)
         self._undo.callback(shell.strdispatchers["complete_command"].strs.pop, key, None)
 
     # --- %ranks ---
@@ -81,9 +81,9 @@ class Notebook:
     def _ranks(self, given: Any) -> None:
         from IPython.display import display
 
-        wants_gang = _options.says_what_gang(given)
+        wants_gang = options.says_what_gang(given)
         if given.off + given.info + wants_gang > 1:
-            raise _options.usage_error("%ranks takes a gang, or --info, or --off")
+            raise options.usage_error("%ranks takes a gang, or --info, or --off")
         if given.off:
             self._off()
             return
@@ -92,13 +92,13 @@ class Notebook:
         display(self._table)
 
     def _set_gang(self, given: Any) -> None:
-        devices = _options.parse_devices(given.devices)
+        devices = options.parse_devices(given.devices)
         preload = given.preload.split(",") if given.preload else ()
-        with _options.taking("%ranks"):
+        with options.taking("%ranks"):
             executor = RankedExecutor(
                 given.world_size,
                 ctx=TorchDDPCtx() if given.ddp else None,
-                caller_rank=_options.parse_caller_rank(given.caller_rank),
+                caller_rank=options.parse_caller_rank(given.caller_rank),
                 devices=devices,
                 timeout=given.timeout,
                 launcher=LocalLauncher(preload=preload, standby=given.standby),
@@ -117,10 +117,10 @@ class Notebook:
 
     def _ranked(self, given: Any, cell: str) -> Any:
         __tracebackhide__ = True
-        where = _options.parse_where(given)
+        where = options.parse_where(given)
         text = self._auto.plain(cell)
         if has_await(text):
-            raise _options.usage_error(
+            raise options.usage_error(
                 "%%ranked: a rank has no event loop to await at a cell's top level; say "
                 "asyncio.run(...), or run the cell without %%ranked"
             )
@@ -130,8 +130,8 @@ class Notebook:
             value = self._cell(source, asked)().value
             return None if given.quiet or ends_silently(text) else value
         if self._executor is None:
-            raise _options.usage_error("%%ranked: there is no gang; %ranks 2 sets one of two ranks")
-        _options.check_plain(source.text)
+            raise options.usage_error("%%ranked: there is no gang; %ranks 2 sets one of two ranks")
+        options.check_plain(source.text)
         return self._run(self._executor, source, where, given)
 
     def _source(self, text: str) -> Source:
@@ -162,7 +162,7 @@ class Notebook:
         caller_rank = None if where == "remote" else settings.caller_rank
         if where == "everywhere" and caller_rank is None:
             caller_rank = 0
-        see = _options.parse_see(given, settings.world_size)
+        see = options.parse_see(given, settings.world_size)
         collect = see if see is not None else frozenset({0} if caller_rank is None else ())
         asked = Asked(
             gather=given.gather,
@@ -172,18 +172,18 @@ class Notebook:
         )
         cell = self._cell(source, asked)
         if given.gather and not cell.has_value and given.gather not in cell.assigned:
-            raise _options.usage_error(
+            raise options.usage_error(
                 f"%%ranked --gather {given.gather}: the cell neither assigns {given.gather} nor "
                 "ends with an expression"
             )
-        with _options.taking("%%ranked"):
-            options = executor.options(
+        with options.taking("%%ranked"):
+            derived = executor.options(
                 caller_rank=caller_rank,
                 gather=True,
                 output="all" if see is None else sorted(see),
                 timeout=settings.timeout if given.timeout is None else given.timeout,
             )
-        results = self._results(options, cell)
+        results = self._results(derived, cell)
         if given.gather:
             self._shell.user_ns[given.gather] = [result.gathered for result in results]
         for rank in sorted(asked.collect):

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from rankexec._reach import names_assigned, names_read
+from rankexec._notebook.reach import names_assigned, names_read
 
 CASES = {
     "a = b": "b",

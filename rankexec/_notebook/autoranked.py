@@ -7,8 +7,8 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from rankexec import _options
-from rankexec._syntax import has_await, ipython_calls
+from rankexec._notebook import options
+from rankexec._notebook.syntax import has_await, ipython_calls
 
 __all__ = ("AutoRanked",)
 
@@ -44,11 +44,10 @@ class AutoRanked:
     def set(self, given: Any) -> None:
         """Turn it on or off, or say what is set: the magic's arguments, parsed."""
         if given.state == "on":
-            options = self._parser.parse_args(given.options)
-            _options.parse_where(options)
+            options.parse_where(self._parser.parse_args(given.options))
             self._options = " ".join(given.options)
         elif given.options:
-            raise _options.usage_error("%autoranked takes options of %%ranked after on")
+            raise options.usage_error("%autoranked takes options of %%ranked after on")
         elif given.state == "off":
             self._options = None
         else:

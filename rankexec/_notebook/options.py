@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rankexec._syntax import ipython_calls
+from rankexec._notebook.syntax import ipython_calls
 
 __all__ = (
     "check_plain",

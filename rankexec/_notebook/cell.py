@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rankexec._reach import names_assigned, names_read
-from rankexec._shown import Collector, Display, collected, silenced
+from rankexec._notebook.reach import names_assigned, names_read
+from rankexec._notebook.shown import Collector, Display, collected, silenced
 
 __all__ = ("Asked", "Cell", "CellResult", "Source")
 

@@ -1,0 +1,9 @@
+"""What the IPython extension in `magics` is made of.
+
+    autoranked          cells that run on ranks without saying so
+    options, table      what the magics take, and what is said of it; the gang as a table
+    cell, shown         a cell as a call; what it displays, in the rank and in the notebook
+    reach, syntax       which variables a cell reads; what it is made of
+
+`cell`, `shown` and `reach` go to the ranks with a cell: they import no IPython by themselves.
+"""
