@@ -63,22 +63,26 @@ try:
 except KeyboardInterrupt:
     print("KeyboardInterrupt")
 """
-# Two threads print at the same time, so each line with its end.
+# Two threads print at the same time, so each line with its end. No join: one that Ctrl-C breaks off
+# takes a running thread for a stopped one (bpo-45274), and the next one does not wait.
 IN_ANOTHER_THREAD = """\
+said = threading.Event()
+
 def submit():
     try:
         print(f"future {{executor.submit({call}).result()}}\\n", end="")
     except CancelledError:
         print("CancelledError\\n", end="")
+    finally:
+        said.set()
 
 try:
     with RankedExecutor(2, ctx={ctx}) as executor:
-        thread = threading.Thread(target=submit)
-        thread.start()
-        thread.join()
+        threading.Thread(target=submit).start()
+        said.wait()
 except KeyboardInterrupt:
     print("KeyboardInterrupt\\n", end="")
-thread.join()
+said.wait()
 """
 APART = """\
 with RankedExecutor(2, ctx={ctx}, caller_rank=None) as executor:
