@@ -27,6 +27,18 @@ offset = 1""",
         "outer(1) == 4",
     ),
     Kind(
+        "a function that defines a class whose body uses variables",
+        """\
+unit, width = 'm', 3
+def measured():
+    class Length:
+        symbol = unit
+        class Wide:
+            sizes = [width]
+    return Length.symbol * Length.Wide.sizes[0]""",
+        "measured() == 'mmm'",
+    ),
+    Kind(
         "mutual recursion",
         """\
 def even(n):

@@ -295,3 +295,11 @@ def test_earliest_failure_wins(make_executor, tmp_path, rank):
     error = executor.submit(one_does, rank, first, later).exception()
     assert type(error) is ValueError
     check_usable(executor)
+
+
+def test_the_remote_traceback_begins_with_the_users_code(make_executor):
+    """Ours is around it in every rank, and tells nobody anything."""
+    error = make_executor().submit(one_does, 1, partial(throw, ValueError("told"))).exception()
+    text = str(error.__cause__)
+    assert "in one_does" in text
+    assert "in perform" not in text

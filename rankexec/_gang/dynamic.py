@@ -8,7 +8,9 @@ the only ones that read them.
 from __future__ import annotations
 
 import ast
+import dis
 import enum
+import inspect
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,9 +42,27 @@ def add_to_function(function: types.FunctionType, reduced: tuple[Any, ...]) -> t
         # A pool that the function starts in its rank pickles it by name.
         names[function.__name__] = function
     names.update(_hints(function.__annotations__, namespace))
+    for name in _read_by_classes(function.__code__):
+        if name in namespace:
+            names.setdefault(name, namespace[name])
     if parameters := getattr(function, "__type_params__", ()):
         slots["__type_params__"] = parameters
     return reduced
+
+
+def _read_by_classes(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that bodies of classes within a function read: not as its globals.
+
+    A body has names of its own, and asks for each name at run time whose it is.
+    """
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            if not inner.co_flags & inspect.CO_OPTIMIZED:
+                yield from (i.argval for i in dis.get_instructions(inner) if i.opname in _READS)
+            yield from _read_by_classes(inner)
+
+
+_READS = frozenset({"LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
 def _hints(annotations: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, Any]:

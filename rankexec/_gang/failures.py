@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from rankexec._gang.call import Died, Raised, RankInfo
 from rankexec._gang.gang import Gang
+from rankexec._gang.outcomes import users_part
 from rankexec._gang.wire import Packed, unpack
 from rankexec._settings import Settings
 from rankexec.errors import RankDied, RankRaised, RemoteTraceback
 
 __all__ = ("result_of",)
-
-_HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 def result_of(gang: Gang, settings: Settings, infos: list[RankInfo]) -> Any:
@@ -117,8 +115,4 @@ _set = BaseException.__setattr__
 
 def _strip_traceback(error: BaseException) -> None:
     """Begin the traceback with the user's own function, not with our frames around it."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_HERE):
-        traceback = traceback.tb_next
-    if traceback is not None:
-        _set(error, "__traceback__", traceback)
+    _set(error, "__traceback__", users_part(error.__traceback__))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+import types
 
 from rankexec._gang.call import Died, Outcome, Raised, Returned
 
-__all__ = ("Outcomes", "describe", "is_lost_connection")
+__all__ = ("Outcomes", "describe", "is_lost_connection", "users_part")
 
 LATE_SECONDS = 2.0
 """How long a gang that failed waits for ranks that may know the cause."""
@@ -60,8 +62,19 @@ def describe(rank: int, when: float, error: BaseException) -> Raised:
         if kind.__module__ == "builtins"
         else f"{kind.__module__}.{kind.__qualname__}"
     )
-    shown = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    shown = "".join(traceback.format_exception(kind, error, users_part(error.__traceback__)))
     return Raised(rank, when, error, name, text, shown, is_lost_connection(error))
+
+
+def users_part(frames: types.TracebackType | None) -> types.TracebackType | None:
+    """Return a traceback from the first frame that is not ours; all of it if there is none."""
+    inner = frames
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_HERE):
+        inner = inner.tb_next
+    return frames if inner is None else inner
+
+
+_HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 class Outcomes:
