@@ -32,6 +32,8 @@ __all__ = ("TorchDDPCtx",)
 
 _STORE = "_RANKEXEC_STORE"
 """Where the caller's store listens, as host:port; not MASTER_PORT, which is the user's to use."""
+_DEVICE = "_RANKEXEC_DEVICE"
+"""Which GPU of those that the caller sees its rank has, if that is not LOCAL_RANK."""
 _CONNECT = timedelta(seconds=30)
 
 
@@ -159,7 +161,7 @@ class TorchDDPCtx:
             undo.enter_context(_set(self._variables(rank, size, address)))
             on_gpu = self.use_gpu and has_own_gpu(torch, ranks_here)
             if on_gpu:
-                torch.cuda.set_device(local_rank)
+                torch.cuda.set_device(int(os.environ.get(_DEVICE, local_rank)))
                 undo.callback(torch.cuda.empty_cache)
             threads = self.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
             if threads:

@@ -12,6 +12,8 @@ import pytest
 import ranked_functions
 from helpers import wait_until, with_children_only, with_the_caller
 
+from rankexec import RankedExecutor, TorchDDPCtx
+
 CORES = loky.cpu_count()
 
 
@@ -106,9 +108,9 @@ def test_devices_of_a_gang(make_executor, caller_rank) -> None:
 @with_the_caller
 def test_the_caller_sees_what_it_saw(make_executor, monkeypatch) -> None:
     """CUDA reads the variable once: the caller's other GPUs would stay hidden for good."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9,7")
     executor = make_executor(1, devices=["7"])
-    assert executor.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "9"
+    assert executor.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == "9,7"
 
 
 @with_children_only
@@ -196,3 +198,28 @@ def test_visible_gpus(make_executor, monkeypatch) -> None:
     future = make_executor(3).submit(ranked_functions.variables, "ACCELERATE_USE_CPU")
     assert future.result() == {"ACCELERATE_USE_CPU": "true"}
     assert [info.device for info in future.ranks] == [None] * 3
+
+
+def test_the_callers_rank_has_the_device_named_for_it(monkeypatch) -> None:
+    """Among all that the caller sees: its own variable stays, and it may have used CUDA already."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # the hardware that is absent
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    context = TorchDDPCtx(backend="gloo")
+    with RankedExecutor(2, ctx=context, devices=[3, 1], caller_rank=1, gather=True) as executor:
+        visible = executor.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result()
+        assert executor.options(ctx=None).submit(ranked_functions.rank).result() == [0, 1]
+    assert visible == ["3,1", "0,1,2,3"]
+    assert chosen == [1]
+
+
+def test_a_device_that_the_caller_does_not_see(monkeypatch) -> None:
+    """Its rank could not use it; nothing is started. Children alone can."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with RankedExecutor(2, devices=[2, 3]) as executor:
+        with pytest.raises(ValueError, match=r"rank 0 .* sees the GPUs 0, 1; '2' of `devices`"):
+            executor.submit(os.getpid).result()
+        apart = executor.options(caller_rank=None, gather=True)
+        assert apart.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() == ["2,3"] * 2

@@ -121,10 +121,28 @@ def _environment(
     base: Mapping[str, str], seat: Seat, devices: list[str] | None, settings: Settings
 ) -> dict[str, str]:
     environment = {**base, **seat.environment()}
-    # Not in the caller: CUDA reads it once, and the caller's GPUs would stay hidden.
-    if devices is not None and seat.rank != settings.caller_rank:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return environment
+    if devices is None:
+        return environment
+    if seat.rank == settings.caller_rank:
+        return {**environment, **_place_of_callers_device(seat)}
+    return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+
+
+def _place_of_callers_device(seat: Seat) -> dict[str, str]:
+    """Say which of the GPUs that the caller sees is its rank's; for TorchDDPCtx.
+
+    It goes on seeing all that it saw: CUDA reads CUDA_VISIBLE_DEVICES once. Raises ValueError if
+    the device is not among them.
+    """
+    seen = visible_gpus()
+    if not seen:  # the devices stand for something else
+        return {}
+    if seat.device not in seen:
+        raise ValueError(
+            f"rank {seat.rank} runs in this process, which sees the GPUs {', '.join(seen)}; "
+            f"{seat.device!r} of `devices` is not among them: name those, or use caller_rank=None"
+        )
+    return {"_RANKEXEC_DEVICE": str(seen.index(seat.device))}
 
 
 def _info(seat: Seat, caller_rank: int | None) -> RankInfo:
