@@ -144,13 +144,17 @@ class Measured:
             self.samples.setdefault((entry, name), []).append(number)
 
 
-def measure(case: Case, log: IO[bytes], *, quick: bool) -> Measured:
-    """Measure a case: one sample of each entry in turn, round by round, in changing order."""
+def measure(case: Case, log: IO[bytes], *, most: int | None) -> Measured:
+    """Measure a case: one sample of each entry in turn, round by round, in changing order.
+
+    `most` is a limit to the number of rounds.
+    """
     measured = Measured(case)
+    rounds = case.rounds if most is None else min(case.rounds, most)
     with ExitStack() as stack:
         turns: dict[Entry, Turns] = {}
         every: dict[Entry, int] = {}
-        for number in range(-1, min(case.rounds, 3) if quick else case.rounds):
+        for number in range(-1, rounds):
             order = [entry for entry in case.entries if entry not in measured.reasons]
             random.Random(number).shuffle(order)
             for entry in order:

@@ -1,6 +1,6 @@
 """Measure every launcher side by side; print the tables, and write them into a page.
 
-    python run.py [--quick] [--only CASE]... [--who TEXT]... [--page PATH] [--list]
+    python run.py [--quick] [--rounds N] [--only CASE]... [--who TEXT]... [--page PATH] [--list]
 
 A full run writes docs/benchmarks.md; with --quick, --only or --who nothing is written unless
 --page says where. The modules, from the top down: `page` (tables), `reach` (goals), `results`
@@ -43,7 +43,7 @@ def main() -> None:
     log_path = os.path.join(tempfile.gettempdir(), "rankexec-benchmarks.log")
     with open(log_path, "wb") as log:
         for case in chosen:
-            results.add(measure(case, log, quick=options.quick))
+            results.add(measure(case, log, most=3 if options.quick else options.rounds))
             print_case(results, case.name)
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     machine += f"; at the end, {(time.monotonic() - began) / 60:.0f} minutes later: {load}"
@@ -62,6 +62,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     names = [case.name for case in CASES]
     parser.add_argument("--quick", action="store_true", help="three rounds of each case")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most N rounds of each case")
     parser.add_argument("--only", action="append", choices=names, metavar="CASE", help="one case")
     parser.add_argument("--who", action="append", help="contestants with this in their name")
     parser.add_argument("--page", help="where to write the tables")
