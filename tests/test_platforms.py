@@ -121,7 +121,7 @@ def report():
     wait()
 
 executor = RankedExecutor(2, caller_rank=None)
-executor.submit(report)
+executor.submit(report).result()
 """
 
 NO_LINUX = """
