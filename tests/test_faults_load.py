@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ranked_functions
 from faulty_ranks import one_does, throw
-from helpers import Marks, own_processes, running_script, wait_until
+from helpers import Marks, running_script, wait_until
 from test_faults import WORLD, check_usable
 
 from rankexec import GangTimeout, RankDied, TorchDDPCtx
@@ -134,8 +134,10 @@ def test_no_descriptors_left(make_executor):
     executor = make_executor()
     codes = set()
     for spare in range(30):
-        assert executor.submit(int).result() == 0
-        wait_until(lambda: not own_processes(), "the gang before is reaped")
+        before = executor.submit(int)
+        assert before.result() == 0
+        children = [info for info in before.ranks if info.pid != os.getpid()]
+        wait_until(lambda: all(c.reaped for c in children), "the gang before is reaped")  # noqa: B023
         with few_descriptors(spare):
             error = executor.submit(int).exception()
         assert isinstance(error, OSError | None)
