@@ -129,15 +129,19 @@ def test_port_29500_taken(make_executor):
         assert variables.result()["MASTER_PORT"] != "29500"
 
 
+def wait_for_its_end(future):
+    """Wait for a gang's result, then for its processes."""
+    assert future.result() == 0
+    children = [info for info in future.ranks if info.pid != os.getpid()]
+    wait_until(lambda: all(info.reaped for info in children), "the gang is reaped")
+
+
 def test_no_descriptors_left(make_executor):
     """Wherever they run out, the gang fails of that, nothing stays open, the next works."""
     executor = make_executor()
     codes = set()
     for spare in range(30):
-        before = executor.submit(int)
-        assert before.result() == 0
-        children = [info for info in before.ranks if info.pid != os.getpid()]
-        wait_until(lambda: all(c.reaped for c in children), "the gang before is reaped")  # noqa: B023
+        wait_for_its_end(executor.submit(int))
         with few_descriptors(spare):
             error = executor.submit(int).exception()
         assert isinstance(error, OSError | None)
