@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import FrameType
 from typing import Any
 
+from rankexec._gang.outcomes import users_part
 from rankexec._notebook import options
 from rankexec._notebook.autoranked import AutoRanked
 from rankexec._notebook.cell import Asked, Cell, CellResult, Source
@@ -206,20 +206,8 @@ class Notebook:
             results: list[CellResult] = future.result()
             return results
         del future  # the traceback holds this frame
-        raise _without_our_frames(error)
+        raise error.with_traceback(users_part(error))  # of a child's there is none
 
 
 _loaded: dict[int, Notebook] = {}
 """By the id of its shell; a process has one, as a rule."""
-
-
-def _without_our_frames(error: BaseException) -> BaseException:
-    """Let a traceback begin in the user's code; there is none of a child's."""
-    traceback = error.__traceback__
-    while traceback is not None and _is_ours(traceback.tb_frame):
-        traceback = traceback.tb_next
-    return error.with_traceback(traceback)
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == "rankexec"

@@ -62,7 +62,7 @@ def _read_by_classes(code: types.CodeType) -> Iterator[str]:
             yield from _read_by_classes(inner)
 
 
-_READS = frozenset({"LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS"})
+_READS = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
 def _hints(annotations: Mapping[str, Any], namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,4 +115,4 @@ _set = BaseException.__setattr__
 
 def _strip_traceback(error: BaseException) -> None:
     """Begin the traceback with the user's own function, not with our frames around it."""
-    _set(error, "__traceback__", users_part(error.__traceback__))
+    _set(error, "__traceback__", users_part(error) or error.__traceback__)

@@ -101,7 +101,7 @@ class Gang:
             if self.verdict is not None or self.cause is not None:
                 self._end()
             self._close_side()
-            self._loop.ignore(self._interrupts.descriptor)
+            self._loop.ignore(self._interrupts.reader)
         finally:
             self.settled.set()
 
@@ -116,8 +116,8 @@ class Gang:
 
     def _start(self) -> None:
         plan = self._plan
-        if self._interrupts.descriptor is not None:
-            self._loop.watch(self._interrupts.descriptor, self._on_interrupt)
+        if self._interrupts.reader is not None:
+            self._loop.watch(self._interrupts.reader, self._on_interrupt)
         seats = [seat for seat in plan.seats if seat.rank != plan.caller_rank]
         environments = [plan.environments[seat.rank] for seat in seats]
         children = plan.launcher.start(seats, environments, plan.preparation)

@@ -28,8 +28,8 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.descriptor: int | None = None
-        self._reader: socket.socket | None = None
+        self.reader: socket.socket | None = None
+        """Readable when a signal has come; None if the handler does not stand."""
         self.pending = False
         self._raising = False
         self._previous_fd = -1
@@ -44,8 +44,7 @@ class Interrupts:
         with reader, writer:
             for end in (reader, writer):
                 end.setblocking(False)
-            self._reader = reader
-            self.descriptor = reader.fileno()
+            self.reader = reader
             signal.signal(signal.SIGINT, self._on_sigint)
             self._previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             try:
@@ -57,7 +56,7 @@ class Interrupts:
     def arrived(self) -> bool:
         """Read what woke us; pass other signals on to whoever listened before. True for SIGINT."""
         try:
-            numbers = self._reader.recv(4096) if self._reader is not None else b""
+            numbers = self.reader.recv(4096) if self.reader is not None else b""
         except BlockingIOError:
             return False
         ours = bytes([signal.SIGINT])

@@ -62,16 +62,18 @@ def describe(rank: int, when: float, error: BaseException) -> Raised:
         if kind.__module__ == "builtins"
         else f"{kind.__module__}.{kind.__qualname__}"
     )
-    shown = "".join(traceback.format_exception(kind, error, users_part(error.__traceback__)))
+    shown = "".join(
+        traceback.format_exception(kind, error, users_part(error) or error.__traceback__)
+    )
     return Raised(rank, when, error, name, text, shown, is_lost_connection(error))
 
 
-def users_part(frames: types.TracebackType | None) -> types.TracebackType | None:
-    """Return a traceback from the first frame that is not ours; all of it if there is none."""
-    inner = frames
-    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(_HERE):
-        inner = inner.tb_next
-    return frames if inner is None else inner
+def users_part(error: BaseException) -> types.TracebackType | None:
+    """Return an exception's traceback from the first frame that is not ours; None: all are."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_HERE):
+        frames = frames.tb_next
+    return frames
 
 
 _HERE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
