@@ -168,12 +168,8 @@ def _checked_need(need: Any) -> str | tuple[str, ...]:
 
 def _checked_by_value(by_value: Any) -> tuple[ModuleType, ...]:
     takes = "by_value takes a list of imported modules"
-    if isinstance(by_value, (str, ModuleType)) or not isinstance(by_value, Iterable):
-        raise TypeError(f"{takes}, got {by_value!r}")
-    modules = tuple(by_value)
+    modules = tuple(namespace.check_list(takes, by_value, ModuleType))
     for module in modules:
-        if not isinstance(module, ModuleType):
-            raise TypeError(f"{takes}, got {module!r} in it")
         if module.__name__ not in sys.modules:
             raise ValueError(f"{takes}, got {module.__name__!r}, which is not imported")
     return modules

@@ -6,9 +6,10 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = (
+    "check_list",
     "find_needed",
     "global_imports",
     "import_star",
@@ -18,6 +19,8 @@ __all__ = (
     "set_in_main",
     "with_imports",
 )
+
+T = TypeVar("T")
 
 
 def parse_imports(source: str) -> str:
@@ -83,7 +86,11 @@ def global_imports(imports: str | Sequence[str], ns: dict[str, Any] | None = Non
         ValueError: a line is no import statement; nothing has been imported.
         TypeError: `imports` is neither a string nor strings.
     """
-    source = imports if isinstance(imports, str) else "\n".join(_names("imports", imports))
+    source = (
+        imports
+        if isinstance(imports, str)
+        else "\n".join(check_list("imports takes a list of strings", imports, str))
+    )
     found = _imported(parse_imports(source))
     (sys.modules["__main__"].__dict__ if ns is None else ns).update(found)
 
@@ -99,21 +106,28 @@ def import_star(modules: Sequence[str], ns: dict[str, Any] | None = None) -> Non
         ValueError: a name is none that a module can have.
         TypeError: `modules` is no list of strings.
     """
-    names = _names("modules", modules)
+    names = check_list("modules takes a list of strings", modules, str)
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"modules takes names of modules, got {name!r}")
     global_imports([f"from {name} import *" for name in names], ns)
 
 
-def _names(argument: str, values: Any) -> list[str]:
+def check_list(takes: str, values: Any, kind: type[T]) -> list[T]:
+    """Return values as a list; raise TypeError unless they are several, and each of a kind.
+
+    Args:
+        takes: what an argument takes, for the message: "preload takes a list of module names".
+        values: what it got; one string or one value is not several.
+        kind: what each is to be.
+    """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{argument} takes a list of strings, got {values!r}")
-    names = list(values)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"{argument} takes a list of strings, got {name!r} in it")
-    return names
+        raise TypeError(f"{takes}, got {values!r}")
+    found = list(values)
+    for value in found:
+        if not isinstance(value, kind):
+            raise TypeError(f"{takes}, got {value!r} in it")
+    return found
 
 
 def find_needed(names: str | Iterable[str]) -> dict[str, Any]:

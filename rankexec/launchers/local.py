@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from rankexec._gang.call import Seat
+from rankexec._gang.namespace import check_list
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx
@@ -140,12 +141,8 @@ class LocalLauncher:
 
 
 def _checked_preload(preload: Any) -> tuple[str, ...]:
-    if isinstance(preload, (str, bytes)) or not isinstance(preload, Iterable):
-        raise TypeError(f"preload takes a list of module names, got {preload!r}")
-    names = tuple(preload)
+    names = tuple(check_list("preload takes a list of module names", preload, str))
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"preload takes module names, got {name!r}")
         try:
             found = importlib.util.find_spec(name.partition(".")[0])
         except ValueError:  # for instance "", or a module without a spec
