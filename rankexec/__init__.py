@@ -4,9 +4,11 @@ The map of the house, from the top down (imports run downwards only):
 
     mpify               mpify's functions; imported on request only
     magics              the IPython extension: %ranks, %%ranked, %autoranked; likewise
-    _notebook           what that is made of
+    ddip                Ddip's commands: %makedip, %%dip and so on; likewise
+    _notebook           what these are made of
     executor            RankedExecutor: submit, map, options, shutdown
     _shared, _map       what several executors share; lazy iterators
+    session             Session: the executor of a gang that is held open
     _gang.run           one call from preparation to result, here (caller is a rank) or apart
     _gang               one gang: its picture is in that package's docstring
     launchers           what starts children: protocols; local: this host's; _guardian: their end
@@ -27,6 +29,7 @@ from rankexec.errors import (
     RankDied,
     RankExecError,
     RankRaised,
+    SessionLost,
 )
 from rankexec.executor import RankedExecutor, RankedFuture
 from rankexec.launchers.local import LocalLauncher
@@ -63,6 +66,7 @@ __all__ = (
     "RankedExecutor",
     "RankedFuture",
     "Returned",
+    "SessionLost",
     "TorchDDPCtx",
     "load_ipython_extension",
     "unload_ipython_extension",

@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeoutError  # no alias in 3.10
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankexec._settings import Settings
 
 __all__ = ("LazyMap", "run_ahead")
 
@@ -24,14 +28,17 @@ class LazyMap(Iterator[Any]):
 
     def __init__(
         self,
-        submit: Callable[[Any, float | None], Future[Any]],
+        submit: Callable[[Settings, Any], Future[Any]],
+        settings: Settings,
         items: Iterator[Any],
         timeout: float | None,
         started: Callable[[LazyMap], None],
         buffersize: int | None = None,
     ) -> None:
         self._submit = submit
-        self._items: Iterator[Any] | None = items
+        self._settings = settings
+        # Without a buffer size they are read now, as the standard library does.
+        self._items: Iterator[Any] | None = items if buffersize else iter(list(items))
         self._ran: deque[Future[Any]] = deque()
         self._end = None if timeout is None else timeout + time.monotonic()
         self._started: Callable[[LazyMap], None] | None = started
@@ -61,7 +68,9 @@ class LazyMap(Iterator[Any]):
         except StopIteration:
             self._items = None
             return False
-        self._ran.append(self._submit(item, left))
+        limits = [t for t in (self._settings.timeout, left) if t is not None]
+        settings = replace(self._settings, timeout=min(limits, default=None))
+        self._ran.append(self._submit(settings, item))
         return True
 
     def run_rest(self) -> None:

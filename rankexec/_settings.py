@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rankexec._checks import check_count, check_list, check_seconds, check_variables
 from rankexec._gang import namespace
 from rankexec._slots import cpu_count, visible_gpus
 
 __all__ = (
     "Settings",
-    "check_count",
     "check_devices",
     "check_fits",
-    "check_seconds",
     "default_world_size",
 )
 
@@ -68,6 +67,11 @@ class Settings:
             env=_checked_env(env),
         )
 
+    def changed(self, overrides: Mapping[str, Any]) -> Settings:
+        """Return these settings with some others, all checked once more: they hang together."""
+        current = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Settings.checked(**{**current, **overrides})
+
 
 def default_world_size(devices: Sequence[str] | None) -> int:
     """Return the number of devices if named, else of visible GPUs, else of usable CPU cores."""
@@ -76,24 +80,6 @@ def default_world_size(devices: Sequence[str] | None) -> int:
     if gpus := visible_gpus():
         return len(gpus)
     return cpu_count()
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise unless `value` is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} takes an int of at least 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} takes an int of at least 1, got {value!r}")
-
-
-def check_seconds(name: str, value: Any) -> None:
-    """Raise unless `value` is a number or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-        raise TypeError(f"{name} takes seconds, or None, got {value!r}")
-    try:
-        float(value or 0)
-    except OverflowError:
-        raise ValueError(f"{name} takes seconds that a float can hold, got {value!r}") from None
 
 
 def check_devices(devices: Any) -> list[str] | None:
@@ -168,7 +154,7 @@ def _checked_need(need: Any) -> str | tuple[str, ...]:
 
 def _checked_by_value(by_value: Any) -> tuple[ModuleType, ...]:
     takes = "by_value takes a list of imported modules"
-    modules = tuple(namespace.check_list(takes, by_value, ModuleType))
+    modules = tuple(check_list(takes, by_value, ModuleType))
     for module in modules:
         if module.__name__ not in sys.modules:
             raise ValueError(f"{takes}, got {module.__name__!r}, which is not imported")
@@ -209,24 +195,3 @@ def _checked_env(env: Any) -> Mapping[str, str]:
     if sys.platform == "win32":
         return {name.upper(): value for name, value in checked.items()}
     return checked
-
-
-def check_variables(what: str, variables: Any, *, unset: bool = False) -> dict[str, Any]:
-    """Return environment variables as they are; with `unset`, a value may be None."""
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"{what} a mapping of strings to strings, got {variables!r}")
-    for name, value in variables.items():
-        text = "" if unset and value is None else value
-        if not (isinstance(name, str) and isinstance(text, str)):
-            raise TypeError(f"{what} strings, got {name!r}: {value!r}")
-        if not name or "=" in name or "\0" in name + text:
-            raise ValueError(
-                f"{what} names without '=' and no null characters, got {name!r}: {value!r}"
-            )
-        try:
-            os.fsencode(name + text)
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"{what} text that the environment can hold, got {name!r}: {value!r}"
-            ) from None
-    return dict(variables)

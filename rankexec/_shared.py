@@ -6,12 +6,14 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call
+from rankexec._gang.output import warn
 from rankexec._map import LazyMap
 from rankexec._settings import Settings
 from rankexec._slots import Slots, cpu_count
@@ -19,7 +21,9 @@ from rankexec.launchers import Launcher
 from rankexec.launchers.local import LocalLauncher
 
 if TYPE_CHECKING:
+    from rankexec._gang.opened import Opened
     from rankexec._gang.run import Job
+    from rankexec.session import Session
 
 __all__ = ("Shared", "check_launcher")
 
@@ -56,12 +60,13 @@ class Shared:
         self._pid = os.getpid()
         self._futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._unstarted: set[LazyMap] = set()
+        self._sessions: weakref.WeakSet[Opened] = weakref.WeakSet()
         self._started: weakref.WeakSet[LazyMap] = weakref.WeakSet()
         self.launcher.lease(preload)
         # As long to import as all the rest: not with rankexec, but while the launcher gets ready.
-        from rankexec._gang import run
+        from rankexec._gang import fresh, run
 
-        self._run = run
+        self._run, self._fresh = run, fresh
         self._release = weakref.finalize(self, _release, self.launcher, self._pid)
         _living.add(self)
 
@@ -75,14 +80,16 @@ class Shared:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def job(self, call: Call, settings: Settings, future: RankedFuture[Any]) -> Job:
-        """Return what runs a call."""
-        return self._run.Job(call, settings, self.slots, self.launcher, future)
+        """Return a call on processes of its own."""
+        processes = self._fresh.Fresh(self.slots, self.launcher, self._here)
+        return self._run.Job(call, settings, processes, future)
 
     def run_here(self, job: Job) -> None:
         """Run a gang with this thread as a rank."""
+        __tracebackhide__ = True
         with self._lock:
             self._futures.add(job.future)
-        self._run.run_here(job, self._here)
+        self._run.run_here(job)
 
     def run_apart(self, job: Job) -> None:
         """Queue a gang of children."""
@@ -92,7 +99,7 @@ class Shared:
             self.launcher.lease()
             # The context of the submitting thread: a notebook's output finds its cell by it.
             context = contextvars.copy_context()
-            self._apart.submit(context.run, _run_and_release, self._run.run_apart, job)
+            self._apart.submit(context.run, _run_and_release, job, self.launcher)
 
     def hold(self, lazy: LazyMap) -> LazyMap:
         """Keep a lazy map until it is started; `shutdown` runs those that never were."""
@@ -106,6 +113,13 @@ class Shared:
         with self._lock:
             self._unstarted.discard(lazy)
             self._started.add(lazy)
+
+    def opened(self, session: Session) -> Session:
+        """Keep a session to be closed with the executor, while its user holds it."""
+        opened = session._open  # which all that `options` makes of the session share
+        opened.opener = self
+        self._sessions.add(opened)
+        return session
 
     def cancel_all(self) -> None:
         """Cancel every gang that is not finished, also those that run."""
@@ -125,18 +139,26 @@ class Shared:
         if cancel_futures:
             for future in self._submitted():
                 future._cancel(even_running=False)
-        try:
-            for pool in (self._apart, self._here):
-                pool.shutdown(wait=wait)
-        finally:  # a second Ctrl-C may break off the waiting; gangs hold leases of their own
-            self._release()
+        # A second Ctrl-C may break off the waiting, and closing a session may raise; gangs hold
+        # leases of their own.
+        with ExitStack() as stack:
+            stack.callback(self._release)
+            for pool in (self._here, self._apart):
+                stack.callback(pool.shutdown, wait=wait)
+            for session in list(self._sessions):
+                stack.callback(session.shutdown, wait=wait, cancel_futures=cancel_futures)
 
     def _submitted(self) -> list[RankedFuture[Any]]:
         with self._lock:  # another thread may be submitting
             return list(self._futures)
 
-    def warn_dropped(self) -> None:
-        """At interpreter exit: say which maps never ran, and drop them."""
+    def at_exit(self) -> None:
+        """At interpreter exit: close sessions; say which maps never ran, and drop them."""
+        for session in list(self._sessions):
+            try:
+                session.close()
+            except Exception as error:  # the context's own code; the others must be closed, too
+                warn(f"closing a session at interpreter exit raised {error!r}")
         for lazy in [*self._unstarted, *self._started]:
             lazy.warn_dropped()
         self._unstarted.clear()
@@ -152,12 +174,12 @@ def _release(launcher: Launcher, pid: int) -> None:
         launcher.release()
 
 
-def _run_and_release(run_apart: Callable[[Job], None], job: Job) -> None:
+def _run_and_release(job: Job, launcher: Launcher) -> None:
     try:
-        run_apart(job)
+        job.processes.run_apart(job)
     finally:
         job.close()
-        job.launcher.release()
+        launcher.release()
 
 
 _living: weakref.WeakSet[Shared] = weakref.WeakSet()
@@ -169,7 +191,7 @@ def _at_exit() -> None:
     global _exiting  # noqa: PLW0603  # the interpreter exits once
     _exiting = True
     for shared in list(_living):
-        shared.warn_dropped()
+        shared.at_exit()
 
 
 # `atexit` would be too late: the pools' threads are joined before its functions run. The standard

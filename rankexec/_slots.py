@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -47,19 +47,28 @@ class Slots:
         self._free = list(devices or ())
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
-        self._held_by: dict[int, int] = {}  # thread: devices that its gang has
+        # By thread, the devices that its gang has, and that sessions it has opened have.
+        self._of_gangs: Counter[int] = Counter()
+        self._of_sessions: Counter[int] = Counter()
 
-    def check_reachable(self, world_size: int) -> None:
-        """Raise RuntimeError if only this thread's own gang could free what a new one needs."""
-        held = self._held_by.get(threading.get_ident(), 0)
+    def check_reachable(self, world_size: int, *, inside: bool) -> None:
+        """Raise RuntimeError if only this thread itself could free what a new gang needs.
+
+        Args:
+            world_size: the ranks of the new gang.
+            inside: whether the thread is a rank; else its last gang's ranks are ending just now.
+        """
+        thread = threading.get_ident()
+        held = self._of_sessions[thread] + (self._of_gangs[thread] if inside else 0)
         if held and len(self.devices or ()) - held < world_size:
             raise RuntimeError(
-                f"a gang of {world_size} would wait for ever: this thread is a rank of a gang that "
-                f"holds {held} of the {len(self.devices or ())} devices; name more devices"
+                f"a gang of {world_size} would wait for ever: {held} of the "
+                f"{len(self.devices or ())} devices are held by the gang that this thread is a "
+                f"rank of, or by a session that it has opened; close that, or name more devices"
             )
 
     @contextmanager
-    def taken(self, world_size: int) -> Iterator[list[str] | None]:
+    def taken(self, world_size: int, *, for_session: bool = False) -> Iterator[list[str] | None]:
         """Hold `world_size` devices, all or none, first come first served."""
         if self.devices is None:
             yield None
@@ -77,11 +86,12 @@ class Slots:
             mine, self._free = self._free[:world_size], self._free[world_size:]
             self._changed.notify_all()
         thread = threading.get_ident()
-        self._held_by[thread] = world_size
+        holders = self._of_sessions if for_session else self._of_gangs
+        holders[thread] += world_size
         try:
             yield mine
         finally:
             with self._changed:
-                self._held_by.pop(thread, None)
+                holders[thread] -= world_size
                 self._free = [d for d in self.devices if d in self._free or d in mine]
                 self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 import threading
@@ -15,8 +16,10 @@ __all__ = (
     "check_group",
     "destroy_group",
     "do_not_wait_at_exit",
+    "gpu_memory_returned",
     "has_own_gpu",
     "loopback_store",
+    "wait_for_all",
 )
 
 
@@ -87,6 +90,25 @@ def has_own_gpu(torch: Any, ranks: int) -> bool:
     return bool(torch.cuda.device_count() >= ranks)
 
 
+@contextmanager
+def gpu_memory_returned() -> Iterator[None]:
+    """Give free GPU memory back to the driver at the end, if more or less is used than before."""
+    before = _gpu_memory()
+    try:
+        yield
+    finally:
+        if _gpu_memory() != before:
+            gc.collect()  # what is in cycles is not free before
+            sys.modules["torch"].cuda.empty_cache()
+
+
+def _gpu_memory() -> tuple[int, int] | None:
+    torch: Any = sys.modules.get("torch")  # who has not imported it uses no GPU by it
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+
 def check_group(rank: int, size: int) -> None:
     """Raise RuntimeError unless the default group has this process in this place."""
     import torch.distributed as dist
@@ -105,6 +127,17 @@ def do_not_wait_at_exit() -> None:
     """Say that this process ends by os._exit: what is left of its groups ends with it."""
     global _wait_at_exit  # noqa: PLW0603  # a process becomes a rank once
     _wait_at_exit = False
+
+
+def wait_for_all(store: Any, size: int) -> None:
+    """Wait until all ranks of a group have joined it, at a store that outlives them.
+
+    gloo's ranks connect in pairs. One that has all its connections may be done and gone before
+    another has seen that its own are there, and takes them for those of a crashed peer.
+    """
+    if store.add("joined", 1) == size:
+        store.set("all have joined", "")
+    store.wait(["all have joined"])
 
 
 def destroy_group() -> None:

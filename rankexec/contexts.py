@@ -23,6 +23,7 @@ from rankexec._torch import (
     destroy_group,
     has_own_gpu,
     loopback_store,
+    wait_for_all,
 )
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ class TorchDDPCtx:
                 store = self._store(rank, size, address)
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
                 undo.callback(destroy_group)
+                if address is None:
+                    wait_for_all(store, size)
             self._leaving = undo.pop_all()
         return self
 

@@ -5,6 +5,7 @@ RankExecError                     anything that rankexec itself has to say
 ├── RankRaised                    a rank raised what the caller cannot rebuild
 ├── RankDied                      also BrokenExecutor: a rank ended without a word
 ├── GangTimeout                   also TimeoutError: the gang took longer than `timeout`
+├── SessionLost                   also BrokenExecutor: a session's ranks are gone
 ├── LauncherDied                  also BrokenExecutor: what starts the ranks was killed
 └── PreloadError                  a module cannot be preloaded into the forkserver
 
@@ -30,6 +31,7 @@ __all__ = (
     "RankExecError",
     "RankRaised",
     "RemoteTraceback",
+    "SessionLost",
 )
 
 
@@ -164,6 +166,31 @@ class GangTimeout(RankExecError, _TimeoutError):
         super().__init__(f"the gang did not {doing} within {timeout:g} s{shown}")
         self.timeout = timeout
         self.stacks = stacks
+
+
+class SessionLost(RankExecError, BrokenExecutor):
+    """A session's ranks are gone, and with them all that they held; `restart()` starts new ones.
+
+    Attributes:
+        rank, pid: the rank that died, or that could not be broken off its call and was ended; None
+            if none has.
+        exitcode: its exit code; negative is minus the signal's number; None if nobody could see it.
+        signal_name: for instance "SIGSEGV", or None if no signal ended it.
+    """
+
+    def __init__(
+        self, rank: int | None, pid: int | None, exitcode: int | None, *, stuck: bool = False
+    ) -> None:
+        self.signal_name = None if exitcode is None else _signal_name(exitcode)
+        how = f"killed by {self.signal_name}" if self.signal_name else f"exit code {exitcode}"
+        died = "died" if exitcode is None else f"died: {how}{_likely(exitcode)}"
+        if stuck:
+            died = "could not be broken off a call that was over, and was ended"
+        who = "its ranks are gone" if rank is None else f"rank {rank} (pid {pid}) {died}"
+        super().__init__(f"the session is lost: {who}; restart() starts it with new ranks")
+        self.rank = rank
+        self.pid = pid
+        self.exitcode = exitcode
 
 
 class LauncherDied(RankExecError, BrokenExecutor):

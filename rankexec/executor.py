@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from rankexec._checks import check_callable, check_count, check_map, check_outside
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, inside_rank
 from rankexec._gang.namespace import find_needed
 from rankexec._map import LazyMap, run_ahead
-from rankexec._settings import (
-    Settings,
-    check_count,
-    check_devices,
-    check_fits,
-    check_seconds,
-    default_world_size,
-)
+from rankexec._settings import Settings, check_devices, check_fits, default_world_size
 from rankexec._shared import Shared, check_launcher
 from rankexec._slots import Slots
 from rankexec.launchers import Launcher
+
+if TYPE_CHECKING:
+    from rankexec.session import Session
 
 __all__ = ("RankedExecutor", "RankedFuture")
 
@@ -125,32 +123,27 @@ class RankedExecutor(Executor):
             RuntimeError: after `shutdown`, or with a `caller_rank` inside a rank.
             KeyboardInterrupt: Ctrl-C while the calling thread takes part; the gang is ended.
         """
-        return self._submit(self._settings, fn, args, kwargs)
+        __tracebackhide__ = True  # notebooks and pytest show the user's frames
+        return self._submit(self._settings, args, fn, kwargs)
 
     def _submit(
         self,
         settings: Settings,
-        fn: Callable[..., Any],
         args: Iterable[Any],
+        fn: Callable[..., Any],
         kwargs: dict[str, Any],
     ) -> RankedFuture[Any]:
-        if not callable(fn):
-            raise TypeError(f"fn takes a callable, got {fn!r}")
+        __tracebackhide__ = True
+        check_callable(fn)
         self._shared.check_open()
-        if settings.caller_rank is not None and (rank := inside_rank()) is not None:
-            raise RuntimeError(
-                f"this thread is rank {rank} of a gang already and cannot be rank "
-                f"{settings.caller_rank} of another; use an executor with caller_rank=None here"
-            )
-        if inside_rank() is not None:
-            self._shared.slots.check_reachable(settings.world_size)
+        check_outside(settings.caller_rank)
+        inside = inside_rank() is not None
+        if settings.caller_rank is not None or inside:
+            self._shared.slots.check_reachable(settings.world_size, inside=inside)
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
         future: RankedFuture[Any] = RankedFuture()
         job = self._shared.job(call, settings, future)
-        try:
-            job.pack()
-        except Exception as error:  # the future is where an executor's user looks for it
-            future._settle(error=error.with_traceback(None))  # our frames would say nothing
+        if not job.try_to_pack():
             return future
         if settings.caller_rank is None:
             self._shared.run_apart(job)
@@ -182,27 +175,16 @@ class RankedExecutor(Executor):
             TypeError, ValueError: a wrong argument.
             TimeoutError: from the iterator, when the result is not there in time.
         """
-        check_seconds("timeout", timeout)
-        check_count("chunksize", chunksize)
-        if buffersize is not None:
-            check_count("buffersize", buffersize)
-        if not callable(fn):
-            raise TypeError(f"fn takes a callable, got {fn!r}")
+        check_map(fn, timeout, chunksize, buffersize)
         self._shared.check_open()
-        settings = self._settings
-        if settings.caller_rank is None and buffersize is None:
+        if self._settings.caller_rank is None and buffersize is None:
             return super().map(fn, *iterables, timeout=timeout)
-        items: Iterator[Any] = zip(*iterables, strict=False)
-        if settings.caller_rank is None:
-            return run_ahead(lambda item: self.submit(fn, *item), items, timeout, buffersize or 1)
-        if buffersize is None:
-            items = iter(list(items))
-
-        def submit(item: Any, limit: float | None) -> RankedFuture[Any]:
-            soonest = min((t for t in (settings.timeout, limit) if t is not None), default=None)
-            return self._submit(replace(settings, timeout=soonest), fn, item, {})
-
-        return self._shared.hold(LazyMap(submit, items, timeout, self._shared.started, buffersize))
+        items = zip(*iterables, strict=False)
+        run = partial(self._submit, fn=fn, kwargs={})
+        if self._settings.caller_rank is None:
+            return run_ahead(partial(run, self._settings), items, timeout, buffersize or 1)
+        started = self._shared.started
+        return self._shared.hold(LazyMap(run, self._settings, items, timeout, started, buffersize))
 
     def options(self, **overrides: Any) -> RankedExecutor:
         """Return an executor with other settings and the same slots, launcher and shutdown.
@@ -213,15 +195,34 @@ class RankedExecutor(Executor):
         Raises:
             TypeError: an unknown option, or one that is shared.
         """
-        current = {f.name: getattr(self._settings, f.name) for f in fields(Settings)}
+        known = [field.name for field in fields(Settings)]
         for name in overrides:
-            if name not in current:
-                raise TypeError(f"options takes {', '.join(current)}; got {name!r}")
+            if name not in known:
+                raise TypeError(f"options takes {', '.join(known)}; got {name!r}")
         derived = object.__new__(type(self))
-        derived._settings = Settings.checked(**{**current, **overrides})
+        derived._settings = self._settings.changed(overrides)
         check_fits(derived._settings.world_size, self._shared.slots.devices)
         derived._shared = self._shared
         return derived
+
+    def session(self) -> Session:
+        """Start a gang that is held open, and return the session: an executor of its calls.
+
+        It holds its devices until it is closed.
+
+        Raises:
+            RuntimeError: after `shutdown`, or with a `caller_rank` inside a rank.
+            BaseException: what entering the context has raised on a rank; nothing is left of it.
+        """
+        self._shared.check_open()
+        check_outside(self._settings.caller_rank)
+        inside = inside_rank() is not None
+        self._shared.slots.check_reachable(self._settings.world_size, inside=inside)
+        from rankexec.session import Session  # as long to import as all the rest
+
+        return self._shared.opened(
+            Session(self._settings, self._shared.slots, self._shared.launcher)
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; run what is pending, then end every process.

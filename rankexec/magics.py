@@ -6,34 +6,32 @@ loads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from typing import Any
 
-from rankexec._gang.outcomes import users_part
 from rankexec._notebook import options
-from rankexec._notebook.autoranked import AutoRanked
 from rankexec._notebook.cell import Asked, Cell, CellResult, Source
+from rankexec._notebook.page import Loaded, Page, results_of
 from rankexec._notebook.shown import show
-from rankexec._notebook.syntax import ends_silently, has_await
+from rankexec._notebook.syntax import ends_silently
 from rankexec._notebook.table import Table
 from rankexec.contexts import TorchDDPCtx
+from rankexec.errors import SessionLost
 from rankexec.executor import RankedExecutor, RankedFuture
 from rankexec.launchers.local import LocalLauncher
+from rankexec.session import Session
 
 __all__ = ("Notebook", "load_ipython_extension", "unload_ipython_extension")
 
 
 def load_ipython_extension(shell: Any) -> None:
     """Add the magics to a shell; `%load_ext rankexec` calls this."""
-    unload_ipython_extension(shell)
-    _loaded[id(shell)] = Notebook(shell)
+    _loaded.load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """End the notebook's gang and take the magics away; `%unload_ext rankexec` calls this."""
-    if id(shell) in _loaded:
-        _loaded.pop(id(shell)).unload()
+    _loaded.unload(shell)
 
 
 class Notebook:
@@ -46,35 +44,24 @@ class Notebook:
     def __init__(self, shell: Any) -> None:
         self._shell = shell
         self._executor: RankedExecutor | None = None
+        self._session: Session | None = None
         self._table = Table()
-        self._undo = ExitStack()
         parsers = options.parsers()
-        self._auto = AutoRanked(shell, parsers["ranked"])
-        self._undo.callback(self._auto.close)
-        self._register("line", "ranks", parsers["ranks"], self._ranks)
-        self._register("cell", "ranked", parsers["ranked"], self._ranked, "all")
-        self._register("line", "autoranked", parsers["autoranked"], self._auto.set, "on", "off")
+        ranked = parsers["ranked"]
+        self._page = page = Page(
+            shell, "ranked", lambda words: options.parse_where(ranked.parse_args(words))
+        )
+        page.register("line", "ranks", parsers["ranks"], self._ranks)
+        page.register("cell", "ranked", ranked, self._ranked, "all")
+        page.register("line", "autoranked", parsers["autoranked"], self._autoranked, "on", "off")
 
     def unload(self) -> None:
         """End the gang; leave the shell as it was."""
-        with self._undo:
+        with closing(self._page):
             self._off()
 
-    def _register(
-        self, kind: str, name: str, parser: Any, run: Callable[..., Any], *words: str
-    ) -> None:
-        def magic(line: str, *cell: str) -> Any:
-            __tracebackhide__ = True  # IPython shows the user's frames only
-            return run(parser.parse_argstring(line), *cell)
-
-        shell = self._shell
-        magic.__name__ = name
-        magic.__doc__ = parser.format_help()
-        shell.register_magic_function(magic, kind, name)
-        self._undo.callback(shell.magics_manager.magics[kind].pop, name, None)
-        key = ("%" if kind == "line" else "%%") + name
-        shell.set_hook("complete_command", options.completer(parser, *words), str_key=key)
-        self._undo.callback(shell.strdispatchers["complete_command"].strs.pop, key, None)
+    def _autoranked(self, given: Any) -> None:
+        self._page.auto.set(given.state, given.options)
 
     # --- %ranks ---
 
@@ -82,11 +69,13 @@ class Notebook:
         from IPython.display import display
 
         wants_gang = options.says_what_gang(given)
-        if given.off + given.info + wants_gang > 1:
-            raise options.usage_error("%ranks takes a gang, or --info, or --off")
+        if given.off + given.info + given.restart + wants_gang > 1:
+            raise options.usage_error("%ranks takes a gang, or --info, --restart or --off")
         if given.off:
             self._off()
             return
+        if given.restart:
+            self._restart()
         if wants_gang:
             self._set_gang(given)
         display(self._table)
@@ -107,9 +96,23 @@ class Notebook:
         settings = executor._settings
         self._executor = executor
         self._table = Table(settings.world_size, settings.caller_rank, settings.ctx, devices)
+        if given.session:
+            try:
+                self._session = executor.session()
+            except BaseException:
+                self._off()
+                raise
+            self._table.show_session(self._session.ranks)
+
+    def _restart(self) -> None:
+        if self._session is None:
+            raise options.usage_error("%ranks --restart: there is no session (%ranks 2 --session)")
+        self._session.restart()
+        self._table.show_session(self._session.ranks)
 
     def _off(self) -> None:
-        executor, self._executor, self._table = self._executor, None, Table()
+        executor, self._executor, self._session = self._executor, None, None
+        self._table = Table()
         if executor is not None:
             executor.shutdown()
 
@@ -118,43 +121,15 @@ class Notebook:
     def _ranked(self, given: Any, cell: str) -> Any:
         __tracebackhide__ = True
         where = options.parse_where(given)
-        text = self._auto.plain(cell)
-        if has_await(text):
-            raise options.usage_error(
-                "%%ranked: a rank has no event loop to await at a cell's top level; say "
-                "asyncio.run(...), or run the cell without %%ranked"
-            )
-        source = self._source("\n" * self._lines_above(cell) + text)
+        source = self._page.source(cell)
         if where == "local":
             asked = Asked(silent=given.quiet)
-            value = self._cell(source, asked)().value
-            return None if given.quiet or ends_silently(text) else value
+            value = self._page.cell(source, asked)().value
+            return None if given.quiet or ends_silently(source.text) else value
         if self._executor is None:
             raise options.usage_error("%%ranked: there is no gang; %ranks 2 sets one of two ranks")
-        options.check_plain(source.text)
+        options.check_plain(source.text, "%%ranked", "%%ranked --local")
         return self._run(self._executor, source, where, given)
-
-    def _source(self, text: str) -> Source:
-        shell = self._shell
-        history = shell.history_manager
-        # Releases differ in when they count: before a cell is run, or after it.
-        number = len(history.input_hist_raw) - 1 if history else shell.execution_count
-        filename = shell.compile.cache(text, number)
-        return Source(text, filename, f"Cell In[{number}]", shell.compile.flags)
-
-    def _lines_above(self, cell: str) -> int:
-        """Return how many lines of the cell on the page its text lacks, for tracebacks."""
-        empty = 0 if not cell.strip() else cell[: -len(cell.lstrip())].count("\n")
-        return empty + (0 if self._auto.has_made(cell) else 1)  # the one that says %%ranked
-
-    def _cell(self, source: Source, asked: Asked) -> Cell:
-        __tracebackhide__ = True
-        try:
-            cell = Cell(source, asked, self._shell.user_ns)
-        except SyntaxError as error:
-            raise error.with_traceback(None) from None
-        self._shell.compile.flags |= cell.flags  # `from __future__` is for later cells, too
-        return cell
 
     def _run(self, executor: RankedExecutor, source: Source, where: str | None, given: Any) -> Any:
         __tracebackhide__ = True
@@ -162,6 +137,8 @@ class Notebook:
         caller_rank = None if where == "remote" else settings.caller_rank
         if where == "everywhere" and caller_rank is None:
             caller_rank = 0
+        if self._session is not None:
+            options.check_held(where, settings.caller_rank)
         see = options.parse_see(given, settings.world_size)
         collect = see if see is not None else frozenset({0} if caller_rank is None else ())
         asked = Asked(
@@ -170,20 +147,21 @@ class Notebook:
             silent=see is not None and caller_rank not in see,
             show_value=not ends_silently(source.text),
         )
-        cell = self._cell(source, asked)
+        cell = self._page.cell(source, asked)
         if given.gather and not cell.has_value and given.gather not in cell.assigned:
             raise options.usage_error(
                 f"%%ranked --gather {given.gather}: the cell neither assigns {given.gather} nor "
                 "ends with an expression"
             )
         with options.taking("%%ranked"):
-            derived = executor.options(
-                caller_rank=caller_rank,
+            ranks = self._ranks_for(
+                executor,
+                caller_rank,
                 gather=True,
                 output="all" if see is None else sorted(see),
                 timeout=settings.timeout if given.timeout is None else given.timeout,
             )
-        results = self._results(derived, cell)
+        results = self._results(ranks, cell)
         if given.gather:
             self._shell.user_ns[given.gather] = [result.gathered for result in results]
         for rank in sorted(asked.collect):
@@ -192,22 +170,27 @@ class Notebook:
             return None
         return results[caller_rank].value
 
-    def _results(self, executor: RankedExecutor, cell: Cell) -> list[CellResult]:
+    def _ranks_for(
+        self, executor: RankedExecutor, caller_rank: int | None, **asked: Any
+    ) -> RankedExecutor | Session:
+        if self._session is None:
+            return executor.options(caller_rank=caller_rank, **asked)
+        return self._session.options(**asked)
+
+    def _results(self, ranks: RankedExecutor | Session, cell: Cell) -> list[CellResult]:
         __tracebackhide__ = True
-        future: RankedFuture[Any] = executor.submit(cell)
         try:
-            error = future.exception()
-        except BaseException:  # Ctrl-C, while all ranks are children
-            future.cancel()
-            raise
+            future: RankedFuture[Any] = ranks.submit(cell)
+        except SessionLost as lost:
+            raise options.usage_error(f"%%ranked: {lost} (%ranks --restart)") from None
+        try:
+            results = results_of(future)
         finally:
             self._table.ranks = future.ranks
-        if error is None:
-            results: list[CellResult] = future.result()
-            return results
-        del future  # the traceback holds this frame
-        raise error.with_traceback(users_part(error))  # of a child's there is none
+            del future  # an error's traceback holds this frame
+        if isinstance(ranks, Session):
+            ranks._note_set(cell.assigned)
+        return results
 
 
-_loaded: dict[int, Notebook] = {}
-"""By the id of its shell; a process has one, as a rule."""
+_loaded = Loaded(Notebook)

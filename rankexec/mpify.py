@@ -17,9 +17,9 @@ from operator import itemgetter
 from typing import Any
 
 from rankexec import contexts
+from rankexec._checks import check_count
 from rankexec._gang.call import inside_rank
 from rankexec._gang.namespace import global_imports, import_star, keep_imports, parse_imports
-from rankexec._settings import check_count
 from rankexec.executor import RankedExecutor
 
 __all__ = ("TorchDDPCtx", "global_imports", "import_star", "in_torchddp", "ranch")

@@ -21,14 +21,19 @@ from rankexec import LocalLauncher, RankedExecutor, TorchDDPCtx
 from rankexec.launchers import local
 from rankexec.launchers._guarded import GUARDIANS
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its jobs in the background ignore it, and so would everything that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SETTLE_SECONDS = 10.0
 """How long leftovers may take to go (a process being torn down); a bound, not a wait."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Run the tests over another launcher than the default."""
+    """Run the tests over another launcher than the default; keep the pictures of a page."""
     choices = ["forkserver", "standby", "spawn"]
     parser.addoption("--launcher", choices=choices, default=choices[0])
+    parser.addoption("--screenshots", metavar="DIR", help="where test_jupyterlab keeps pictures")
 
 
 def _children() -> list[str]:

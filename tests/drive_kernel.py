@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -74,19 +75,26 @@ class Page:
             message = self.client.get_iopub_msg(timeout=seconds)
             parent = message["parent_header"].get("msg_id", "")
             if self._is_idle(parent) and message["msg_type"] != "status":
-                self.late.append(repr(message["content"]))
+                self.late.append(message["content"].get("text", repr(message["content"])))
             self.messages.setdefault(parent, []).append(message)
 
     def _outputs(self, message: str) -> dict[str, Any]:
         found: dict[str, Any] = {"out": "", "err": "", "error": None, "shown": []}
+        found |= {"updated": [], "widgets": {}}
         for one in self.messages.get(message, []):
             content = one["content"]
             if one["msg_type"] == "stream":
                 found[content["name"][3:]] += content["text"]
             elif one["msg_type"] == "error":
                 found["error"] = content["ename"]
+                found["traceback"] = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(content["traceback"]))
             elif one["msg_type"] in ("display_data", "execute_result"):
                 found["shown"].append(content["data"])
+            elif one["msg_type"] == "update_display_data":
+                found["updated"].append(content["data"])
+            elif one["msg_type"] in ("comm_open", "comm_msg"):  # all states of a widget, in order
+                states = found["widgets"].setdefault(content["comm_id"], [])
+                states.append(content["data"].get("state", {}))
         return found
 
     def close(self) -> None:

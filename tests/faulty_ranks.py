@@ -544,3 +544,118 @@ def leaving_behind(
     """Leave a process behind, see it run, then do something."""
     leave(directory)
     return after_mark_of(int(os.environ["RANK"]), directory, action)
+
+
+# --- for sessions ---
+
+
+def append_to(values: list[Any], value: Any) -> None:
+    """Append."""
+    values.append(value)
+
+
+def generator_on(which: int) -> Any:
+    """Return what cannot be pickled, on one rank."""
+    return (x for x in ()) if int(os.environ["RANK"]) == which else 0
+
+
+class Counting:
+    """A context that counts how often it was entered and left in this process."""
+
+    entered = left = 0
+
+    def __enter__(self) -> None:
+        Counting.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        Counting.left += 1
+
+    @staticmethod
+    def read() -> str:
+        """Return the numbers, in this process."""
+        return f"entered {Counting.entered}" + (f", left {Counting.left}" if Counting.left else "")
+
+
+class Failing:
+    """A context that one rank cannot enter."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __enter__(self) -> None:
+        if int(os.environ["RANK"]) == self.rank:
+            raise ValueError("not today")
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class FailingToLeave(Failing):
+    """A context that one rank cannot leave."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if int(os.environ["RANK"]) == self.rank:
+            raise ValueError("stay")
+
+
+class Saying:
+    """A context that says when it is left."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        print("left\n", end="", flush=True)  # one write: another rank's line may come between
+
+
+def open_session(caller_rank: int | None) -> int:
+    """Run a call in a session, in a rank."""
+    from rankexec import RankedExecutor
+
+    with RankedExecutor(1, caller_rank=caller_rank) as executor, executor.session() as session:
+        return session.submit(int).result()
+
+
+def wait_for_key() -> None:
+    """Wait, in C++, for what nobody puts into the group's store."""
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d._get_default_store().get("never set")
+
+
+def join_by_itself() -> None:
+    """Make a group as scripts for a launcher do."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method="env://")
+
+
+def set_up_training() -> None:
+    """Keep a model, its wrapper and its optimizer in this module."""
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    globals().update(model=model, optimizer=optimizer)
+
+
+def train_a_little() -> float:
+    """Take ten steps; return the last loss."""
+    import torch
+
+    model, optimizer = globals()["model"], globals()["optimizer"]
+    inputs = torch.eye(3) + int(os.environ["RANK"])
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def finish_training() -> list[float]:
+    """Forget all of it; return the model's weights."""
+    del globals()["optimizer"]
+    weights: list[float] = globals().pop("model").module.weight.flatten().tolist()
+    return weights

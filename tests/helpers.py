@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -115,6 +116,14 @@ def run_python(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_cells(folder: Path, cells: Sequence[Any]) -> list[Any]:
+    """Run cells in an IPython shell; return what came of each, see `run_in_shell`."""
+    program = os.path.join(os.path.dirname(__file__), "run_in_shell.py")
+    done = run_python([program], folder, stdin=json.dumps(list(cells)))
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def run_script(tmp_path: Path, source: str, **options: object) -> str:
     """Run a script to its end and return what it printed; its stderr has to be empty."""
     script = tmp_path / "script.py"
@@ -122,6 +131,19 @@ def run_script(tmp_path: Path, source: str, **options: object) -> str:
     done = run_python([str(script)], tmp_path, **options)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
+
+
+def drive_kernel(folder: Path, steps: Sequence[Any], *, late: str = "") -> list[dict[str, Any]]:
+    """Run steps in a fresh kernel, by the program `drive_kernel`; return what each cell came to.
+
+    Fails if anything but `late` comes from a cell that has ended, or if a process is left.
+    """
+    program = os.path.join(os.path.dirname(__file__), "drive_kernel.py")
+    done = run_python([program], folder, stdin=json.dumps(list(steps)), timeout=150)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "".join(found["late"]) == late
+    return found["cells"]
 
 
 class Marks:

@@ -72,6 +72,7 @@ def test_seat_has_torchruns_variables():
         "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "4711",
+        "TORCHELASTIC_RUN_ID": "rankexec",
         "ACCELERATE_USE_CPU": "true",
     }
 

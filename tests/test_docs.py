@@ -21,7 +21,7 @@ import rankexec._gang
 
 HERE = Path(__file__).resolve().parent
 PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))]
-OPTIONAL = ("torch", "numpy")
+OPTIONAL = ("torch", "numpy", "accelerate", "lightning")
 
 _FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)^```\n", re.MULTILINE)
 _MARK = "-- end of block --"
@@ -86,6 +86,9 @@ def by_rank(text: str) -> dict[str, list[str]]:
     text = re.sub(r"\b(pid|process) \d+", r"\1 N", text)
     text = re.sub(r"\b(pid N on) [\w.-]+", r"\1 host", text)
     text = re.sub(r"\b\d+\.\d+ s\b", "N s", text)
+    # A table of living ranks: its columns are as wide as its pids.
+    text = re.sub(r" {2,}", "  ", re.sub(r"\b\d+ MiB\b", "N MiB", text))
+    text = re.sub(r"^(  \d+  \S+  )\d+(?=  N s)", r"\1N", text, flags=re.MULTILINE)
     # `print` in the caller writes its text and the end of its line one after the other, and lines
     # of other ranks may come between the two.
     text = re.sub(r"(?<=[^\n])(?=\[rank \d+\] )", "\n", text)

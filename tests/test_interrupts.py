@@ -134,6 +134,28 @@ def test_ctrl_c_while_ranks_start(interrupted):
     assert err == ""
 
 
+def test_ctrl_c_while_modules_are_preloaded(interrupted, tmp_path):
+    """The guardian imports for long and cannot listen: it ends with the executor's block."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import faulty_ranks, os\n"
+        "os.environ['RANK'] = '0'\n"
+        "faulty_ranks.mark(os.environ['MARKS'])\n"
+        "faulty_ranks.hang()\n"
+    )
+    body = """\
+from rankexec import LocalLauncher
+os.environ["MARKS"] = marks
+launcher = LocalLauncher("forkserver", preload=["slow_to_import"])
+try:
+    with RankedExecutor(2, launcher=launcher) as executor:
+        executor.submit(int)
+except KeyboardInterrupt:
+    print("KeyboardInterrupt")
+"""
+    out, err = interrupted(body + AFTER, count=1)
+    assert (out, err) == (INTERRUPTED, "")
+
+
 @pytest.mark.parametrize("script", [IN_MAIN_THREAD, IN_ASYNCIO], ids=["main thread", "asyncio.run"])
 def test_ctrl_c_in_a_collective(interrupted, script):
     """Rank 0 waits in C++ for a rank that sleeps; the handler alone would never run."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_python
+from helpers import run_cells, run_python
 
 pytestmark = [
     pytest.mark.notebook,
     pytest.mark.skipif(not importlib.util.find_spec("IPython"), reason="needs IPython"),
 ]
-HERE = Path(__file__).parent
 BEGIN = (
     "%load_ext rankexec",
     "%ranks 2",
@@ -30,10 +27,7 @@ def run(tmp_path):
     """Run cells, after those that every notebook begins with; return what came of each."""
 
     def run(*cells: Any, begin: tuple[str, ...] = BEGIN) -> list[Any]:
-        program = str(HERE / "run_in_shell.py")
-        done = run_python([program], tmp_path, stdin=json.dumps([*begin, *cells]))
-        assert (done.returncode, done.stderr) == (0, "")
-        return json.loads(done.stdout.splitlines()[-1])[len(begin) :]
+        return run_cells(tmp_path, [*begin, *cells])[len(begin) :]
 
     return run
 
@@ -222,7 +216,7 @@ def test_timeout(run) -> None:
     one, _, every = run(
         "%%ranked --timeout 0.5\nimport time\nif rank(): time.sleep(60)",
         "%ranks 2 --timeout 0.5",
-        "%%ranked\nif rank(): time.sleep(60)",
+        "%%ranked\nimport time\nif rank(): time.sleep(60)",
     )
     assert (one["error"], every["error"]) == ("GangTimeout", "GangTimeout")
 
@@ -295,8 +289,8 @@ def test_ranks_in_ddp(run) -> None:
         ("%ranks 2 --caller-rank 2", "caller_rank takes 0 to 1"),
         ("%ranks 2 --caller-rank me", "--caller-rank takes a rank or none"),
         ("%ranks 2 --preload no_such_module", "no_such_module"),
-        ("%ranks 2 --off", "a gang, or --info, or --off"),
-        ("%ranks --session", "--session"),
+        ("%ranks 2 --off", "a gang, or --info, --restart or --off"),
+        ("%ranks --sesion", "--sesion"),
         ("%%ranked --see 2\n1", "there is no rank 2 of 2"),
         ("%%ranked --see one\n1", "--see takes 0,2 or all"),
         ("%%ranked --see 1 --quiet\n1", "--see or --quiet"),
@@ -326,10 +320,8 @@ def wrong(request, tmp_path_factory) -> dict[str, Any]:
     """All the cells above, run in one shell."""
     (mark,) = (m for m in test_wrong_use.pytestmark if m.name == "parametrize")
     cells = [cell for cell, _ in mark.args[1]]
-    program = str(HERE / "run_in_shell.py")
-    source = json.dumps([*BEGIN, *cells, "%%ranked\nrank()"])
-    done = run_python([program], tmp_path_factory.mktemp("wrong"), stdin=source)
-    *found, after = json.loads(done.stdout.splitlines()[-1])[len(BEGIN) :]
+    cells_after = [*BEGIN, *cells, "%%ranked\nrank()"]
+    *found, after = run_cells(tmp_path_factory.mktemp("wrong"), cells_after)[len(BEGIN) :]
     assert after["value"] == "0"
     return dict(zip(cells, found, strict=True))
 

@@ -1,23 +1,21 @@
 """The magics in a real kernel: output in its cell, the stop button, restarts; nothing is left.
 
-`run_python` fails a test that leaves a process behind, the kernel and its ranks included.
+`drive_kernel` fails a test that leaves a process behind, the kernel and its ranks included.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_python
+from helpers import drive_kernel
 
 pytestmark = [
     pytest.mark.notebook,
     pytest.mark.skipif(not importlib.util.find_spec("ipykernel"), reason="needs ipykernel"),
 ]
-HERE = Path(__file__).parent
 BEGIN = (
     "import os, pathlib, time\nrank = lambda: int(os.environ['RANK'])",
     "def mark(): pathlib.Path(f'here{rank()}').touch()",
@@ -32,12 +30,7 @@ def drive(tmp_path):
     """Run steps in a fresh kernel, after the cells that all begin with; see `drive_kernel`."""
 
     def drive(*steps: Any) -> list[dict[str, Any]]:
-        program = str(HERE / "drive_kernel.py")
-        done = run_python([program], tmp_path, stdin=json.dumps([*BEGIN, *steps]), timeout=150)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found["late"] == []
-        return found["cells"][len(BEGIN) :]
+        return drive_kernel(tmp_path, [*BEGIN, *steps])[len(BEGIN) :]
 
     return drive
 

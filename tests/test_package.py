@@ -19,26 +19,34 @@ from helpers import run_python
 import rankexec
 
 LAYERS = """
-    rankexec                    mpify               magics
+    rankexec                    mpify               magics              ddip
+    _notebook.group
+    _notebook.page
     executor                    _notebook.autoranked                    _notebook.table
-    _shared                     launchers._guardian                     _notebook.cell
-    _gang.run                   launchers.local     launchers._forked
-    _gang.failures              launchers._popen    launchers._ranks    launchers._unguarded
-    _gang.gang                  launchers._guarded  _gang.worker
-    _gang.reap                  launchers._preload
+    _shared                     launchers._guardian                     session
+    launchers.local             launchers._forked   _gang.opened
+    launchers._popen            launchers._ranks    launchers._unguarded
+    launchers._guarded          _gang.worker        _gang.standing      _notebook.cell
+    launchers._preload          _gang.child         _gang.fresh         _gang.watch
+    _gang.held                  _gang.run
+    _gang.failures
+    _gang.gang
+    _gang.crew
+    _gang.reap
     _gang.members               _gang.plan
     launchers
     _gang.channel               _gang.shipping
     _gang.naming
     _gang.wire                  _gang.caller        _settings           _future
     _gang.replay                _gang.outcomes      _gang.restore
-    _gang.picklers
-    _gang.reducers
+    _gang.picklers              _gang.breaking
+    _gang.reducers              _gang.names
     _gang.dynamic               _gang.refusals      _gang.transient
-    _gang.modules
-    _gang.interrupts            _gang.call          _gang.namespace     _slots
-    _gang.loop                  _gang.output        _gang.sockets
-    _gang.tensors               _gang.libc          _notebook.options   _notebook.reach
+    _gang.modules               _gang.namespace     _notebook.dip_options
+    _gang.interrupts            _checks             _slots
+    _gang.loop                  _gang.call          _gang.output        _gang.sockets
+    _gang.tensors               _gang.libc          _notebook.reach
+    _notebook.options           _notebook.apps      _gang.frameworks
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
     _torch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -12,6 +14,36 @@ from faulty_ranks import all_reduce
 from rankexec import RankedExecutor, TorchDDPCtx, _torch
 
 dist = pytest.importorskip("torch.distributed")
+
+
+class ConnectsLate(TorchDDPCtx):
+    """Its rank 1 is slow to see that it is connected."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def __enter__(self) -> TorchDDPCtx:
+        join = dist.init_process_group
+
+        def join_late(*args, **kwargs) -> None:
+            join(*args, **kwargs)
+            if os.environ["RANK"] == "1":
+                time.sleep(0.5)
+                open(self.path, "w").close()
+
+        dist.init_process_group = join_late
+        try:
+            return super().__enter__()
+        finally:
+            dist.init_process_group = join
+
+
+def test_no_rank_is_gone_before_all_have_joined(tmp_path) -> None:
+    """A function that ends at once does not make another rank's connections fail."""
+    path = str(tmp_path / "joined")
+    with RankedExecutor(2, ctx=ConnectsLate(path), gather=True) as executor:
+        assert executor.submit(os.path.exists, path).result() == [True, True]
 
 
 @pytest.fixture

@@ -19,7 +19,12 @@ A rank reports from inside its context, because leaving one can hang when a peer
 calling thread takes part only when it is a rank itself (`caller_rank`); otherwise the supervising
 thread does all of the left side.
 
+A session (`standing`) is the same, held open: its processes (`crew`) serve one `Gang` after the
+other, and a call that fails is broken off (`breaking`) instead of ended.
+
 Modules, in the order in which they stand on each other: `call` (plain values), `namespace`,
-`reducers`, `wire` (packing), `output`, `outcomes` (who failed first), `worker` (the rank process),
-`caller` (the calling thread as a rank), `gang` (the supervising thread).
+`reducers`, `wire` (packing), `output`, `outcomes` (who failed first), `child` and `worker` (the
+rank process), `caller` (the calling thread as a rank), `crew` (the processes), `gang` (the
+supervising thread), `run` (a call from preparation to result), `fresh` (on processes of its own),
+`standing` (on a session's).
 """

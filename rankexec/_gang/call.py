@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = (
     "Call",
@@ -20,6 +20,7 @@ __all__ = (
     "RankInfo",
     "Returned",
     "Seat",
+    "Stage",
     "inside_rank",
     "make_context",
     "perform",
@@ -55,6 +56,9 @@ class Seat:
             "GROUP_RANK": str(self.group_rank),
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(self.master_port),
+            # By it torch and Lightning tell that a launcher has started the ranks. Without it
+            # Lightning trains on with too few ranks, and removes WORLD_SIZE when it is done.
+            "TORCHELASTIC_RUN_ID": "rankexec",
         }
         if self.device is None:
             own["ACCELERATE_USE_CPU"] = "true"
@@ -117,6 +121,9 @@ class Died:
 
 Outcome: TypeAlias = "Returned | Raised | Died"
 
+Stage: TypeAlias = Literal["once", "hold", "leave"]
+"""What a call does with its context: enter and leave it; enter it if need be and stay; leave it."""
+
 
 @dataclass
 class RankInfo:
@@ -165,6 +172,7 @@ def perform(
     Returns what leaving the context raised. A context that swallows exceptions does not hide
     `fn`'s: that one is reported before the context is asked.
     """
+    __tracebackhide__ = True
     error: BaseException | None = None
     value = None
     outer, _here.rank = inside_rank(), info.rank
@@ -194,8 +202,7 @@ def perform(
         if exc is not error:
             return exc
     finally:
-        info.context_left = time.monotonic()
-        _here.rank = outer
+        info.context_left, _here.rank = time.monotonic(), outer
         error = traceback = None  # they hold this frame, and it them
     return None
 

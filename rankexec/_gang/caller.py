@@ -1,51 +1,22 @@
-"""The calling thread as a rank, and how it is broken off.
-
-`CallerRank.break_out`, `cut_off` and `stack` are for the supervising thread, all else is the
-calling thread's.
-"""
+"""The calling thread as a rank."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import signal
-import socket
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from rankexec._gang import namespace
+from rankexec._gang import frameworks, namespace
+from rankexec._gang.breaking import Breakable
 from rankexec._gang.call import Call, RankInfo, perform
 from rankexec._gang.restore import restore_environment
-from rankexec._gang.sockets import tcp_sockets
 
-__all__ = ("CallerRank", "GangEnded")
-
-
-class GangEnded(BaseException):
-    """Raised inside `fn` on the caller's rank when its gang is over. Let it pass."""
+__all__ = ("CallerRank",)
 
 
-class CallerRank:
+class CallerRank(Breakable):
     """The calling thread while it is a rank."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._thread = threading.get_ident()
-        self._in_main = threading.current_thread() is threading.main_thread()
-        self._lock = threading.Lock()
-        self._inside = False
-        self._broken = False
-        self._sockets_before: dict[int, tuple[int, int]] = {}
-        self._listening_before: set[int] = set()
-        self._break_signal: int | None = None
-        self._abort: Callable[[], None] | None = None
 
     def run(
         self,
@@ -57,123 +28,9 @@ class CallerRank:
         info: RankInfo,
     ) -> BaseException | None:
         """Run the call in this thread; the same stages as in a child. See `perform`."""
+        __tracebackhide__ = True
         restore_environment(environment)
         info.started = info.ready = time.monotonic()
-        self._abort = getattr(context, "caller_abort", None)
-        self._sockets_before, self._listening_before = tcp_sockets()
-        with namespace.with_imports(imports), self._break_handler(), _unnoticed():
+        with namespace.with_imports(imports), self.standing(context):
+            frameworks.enter()
             return perform(call, context, self, report, info)
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside = True
-        if self._broken:
-            raise GangEnded
-
-    def __exit__(self, *_exc_info: object) -> None:
-        while True:
-            try:
-                with self._lock:
-                    self._inside = False
-                    if self._break_signal is None:
-                        _set_async_exc(self._thread, None)
-            except GangEnded:  # it was on its way; another cannot follow
-                continue
-            return
-
-    def break_out(self) -> None:
-        """Raise in the rank if it is inside `fn`. Ends Python code; to be repeated.
-
-        One raised in a `__del__` is lost, and a bare `except` swallows one.
-        """
-        with self._lock:
-            self._broken = True
-            if not self._inside:
-                return
-            if self._break_signal is not None:
-                signal.pthread_kill(self._thread, self._break_signal)
-            else:  # another thread; or the user has taken every signal that would do
-                _set_async_exc(self._thread, GangEnded)
-
-    def cut_off(self) -> None:
-        """Have the context abort, and shut the sockets that this rank has connected.
-
-        That frees it from a rendezvous, or from a peer that has gone silent.
-        """
-        self._shut_sockets()
-        abort, self._abort = self._abort, None
-        if abort is not None:
-            abort()
-            self._abort = abort  # it has not failed: once more, if need be
-
-    def _shut_sockets(self) -> None:
-        """Shut what is connected.
-
-        Never a listening one: that would abort the process (gloo). Nor what came in through a
-        listener that stood before, such as a Jupyter kernel's.
-        """
-        for inode, (fd, port) in tcp_sockets()[0].items():
-            if inode in self._sockets_before or port in self._listening_before:
-                continue
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as own:
-                own.shutdown(socket.SHUT_RDWR)
-
-    def stack(self) -> str:
-        """Return the Python stack of the calling thread."""
-        frame = sys._current_frames().get(self._thread)
-        return "".join(traceback.format_stack(frame)) if frame else ""
-
-    @contextmanager
-    def _break_handler(self) -> Iterator[None]:
-        """Have a signal that breaks off blocking calls of the main thread (sleep, locks, reads)."""
-        if not self._in_main:
-            yield
-            return
-        free = (
-            n for n in _BREAK_SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN)
-        )
-        number = next(free, None)
-        if number is None:
-            yield
-            return
-        previous = signal.signal(number, self._on_break)
-        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-        self._break_signal = number
-        try:
-            yield
-        finally:
-            self._break_signal = None
-            if number in blocked:
-                signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-            signal.signal(number, previous)
-
-    def _on_break(self, _number: int, _frame: FrameType | None) -> None:
-        if self._inside:  # it may arrive late
-            raise GangEnded
-
-
-@contextmanager
-def _unnoticed() -> Iterator[None]:
-    """Say nothing where `GangEnded` was raised in a `__del__` and lost: it comes again."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.exc_type is not GangEnded:
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = previous
-
-
-# SIGURG does nothing by default and hardly anybody uses it.
-_BREAK_SIGNALS = [
-    getattr(signal, name) for name in ("SIGURG", "SIGUSR2", "SIGUSR1") if hasattr(signal, name)
-]
-
-
-def _set_async_exc(thread: int, exception: type[BaseException] | None) -> None:
-    what = ctypes.py_object(exception) if exception else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)

@@ -33,6 +33,8 @@ def result_of(gang: Gang, settings: Settings, infos: list[RankInfo]) -> Any:
 def _value(gang: Gang, settings: Settings, rank: int) -> Any:
     if rank == settings.caller_rank:
         return gang.caller_value
+    if rank in gang.refused:
+        raise _unpacked(gang.refused[rank])
     packed = gang.values.pop(rank)
     try:
         return unpack(packed)

@@ -1,4 +1,4 @@
-"""One gang, seen from its supervising thread: start, run, settle, end.
+"""One gang, or one call of a session, seen from its supervising thread: start, run, settle, end.
 
 Other threads talk to it by `report`, `left` and `end`, which wake it. It never runs code of the
 user's: no unpickling of results, no callbacks.
@@ -13,17 +13,17 @@ from functools import partial
 from typing import Any
 
 from rankexec._gang import reap
+from rankexec._gang.breaking import GangEnded
 from rankexec._gang.call import Died, Outcome, Raised, Returned
-from rankexec._gang.caller import CallerRank, GangEnded
+from rankexec._gang.caller import CallerRank
+from rankexec._gang.crew import Crew
 from rankexec._gang.interrupts import Interrupts
-from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
 from rankexec._gang.outcomes import Outcomes, describe
-from rankexec._gang.output import OutputReader
 from rankexec._gang.plan import Plan
 from rankexec._gang.wire import Packed, unpack
 from rankexec.errors import GangTimeout, LauncherDied
-from rankexec.launchers import Ended, Started
+from rankexec.launchers import Ended
 
 __all__ = ("Gang",)
 
@@ -36,25 +36,34 @@ class Gang:
         cause: the first failure of a rank.
         by_rank: every rank's outcome, as it was when the gang was settled.
         values: what the children returned, still packed; who takes them closes them.
+        refused: of a session, the children's results that cannot travel.
         caller_value, caller_error: what the caller's rank returned or raised.
+        stuck: of a session, the children that could not be broken off.
+        began: whether every rank had unpacked the call.
+        crew: its child processes.
     """
 
-    def __init__(self, plan: Plan, interrupts: Interrupts, rank: CallerRank | None) -> None:
+    def __init__(
+        self, crew: Crew, plan: Plan, interrupts: Interrupts, rank: CallerRank | None
+    ) -> None:
         self.go = threading.Event()  # the caller's rank may begin, or is no longer wanted
         self.settled = threading.Event()
         self.verdict: BaseException | None = None
         self.cause: Raised | Died | None = None
         self.by_rank: list[Outcome | None] = []
         self.values: dict[int, Packed] = {}
+        self.refused: dict[int, Raised] = {}
+        self.stuck: list[int] = []
         self.caller_value: Any = None
         self.caller_error: BaseException | None = None
+        self.began = False
+        self.crew = crew
+        self._loop = crew.loop
         self._plan = plan
         self._place = -1 if plan.caller_rank is None else plan.caller_rank
         self._interrupts = interrupts
         self._rank = rank
         self._outcomes = Outcomes(len(plan.seats))
-        self._members: dict[int, Member] = {}
-        self._loop = Loop()
         self._deadline = None if plan.timeout is None else time.monotonic() + plan.timeout
 
     # --- for other threads ---
@@ -85,10 +94,10 @@ class Gang:
     # --- the supervising thread ---
 
     def supervise(self) -> None:
-        """Run the gang until it is settled; a failed one is dead by then, its caller's rank too."""
+        """Run the gang until it is settled; a failed one is dead by then, or broken off."""
         try:
             self._start()
-            self._serve(lambda: all(member.ready for member in self._members.values()))
+            self._serve(lambda: all(member.ready for member in self.crew.members.values()))
             if not self._over():
                 self._let_go()
                 self._serve(lambda: False)
@@ -98,42 +107,31 @@ class Gang:
             self.verdict = error if self.verdict is None else self.verdict
         self.cause, self.by_rank = self._outcomes.cause(), list(self._outcomes.by_rank)
         try:
-            if self.verdict is not None or self.cause is not None:
+            failed = self.verdict is not None or self.cause is not None
+            if failed:
                 self._end()
-            self._close_side()
+            if failed or self._plan.stage != "hold":
+                self._close_side()
             self._loop.ignore(self._interrupts.reader)
         finally:
+            self.crew.gang = None
             self.settled.set()
 
-    def dismiss(self) -> None:
-        """Let the ranks end. Not before it is settled: their end would take the caller's core."""
-        for member in self._members.values():
-            member.send("leave")
-
-    def reap(self) -> None:
-        """Wait until no process of the gang is left, and close what it held."""
-        reap.reap(self._loop, self._members)
-
     def _start(self) -> None:
-        plan = self._plan
+        plan, self.crew.gang = self._plan, self
         if self._interrupts.reader is not None:
             self._loop.watch(self._interrupts.reader, self._on_interrupt)
-        seats = [seat for seat in plan.seats if seat.rank != plan.caller_rank]
-        environments = [plan.environments[seat.rank] for seat in seats]
-        children = plan.launcher.start(seats, environments, plan.preparation)
-        for seat, child in zip(seats, children, strict=True):
-            member = Member(child, plan.infos[seat.rank], plan.prefix(seat.rank), plan.output)
-            self._members[seat.rank] = member
+        for member in self.crew.serve(plan):
+            seat = plan.seats[member.info.rank]
             wants_value = plan.gather or seat.rank == 0
-            member.send("call", (seat, plan.imports, wants_value), plan.packed)
-            self._loop.watch(child.channel, partial(self._on_message, member))
-            self._loop.watch(child, partial(self._on_news, member))
-            for reader in (member.stdout, member.stderr):
-                self._loop.watch(reader, partial(self._on_output, reader))
+            member.send("call", (seat, plan.imports, wants_value, plan.stage), plan.packed)
+            if member.ended is not None:  # between the calls of a session
+                self.on_end(member, member.ended)
 
     def _let_go(self) -> None:
-        for member in self._members.values():
+        for member in self.crew.members.values():
             member.send("go")
+        self.began = True
         self.go.set()
 
     def _serve(self, until: Callable[[], bool]) -> None:
@@ -160,16 +158,8 @@ class Gang:
         if self._interrupts.arrived():
             self._give_verdict(KeyboardInterrupt())
 
-    def _on_output(self, reader: OutputReader) -> None:
-        if not reader.drain():
-            self._loop.ignore(reader)
-
-    def _on_message(self, member: Member) -> None:
-        message = member.receive()
-        if message is None:
-            self._loop.ignore(member.child.channel)
-            return
-        kind, details, packed = message
+    def on_message(self, member: Member, kind: str, details: Any, packed: Packed | None) -> None:
+        """Take a rank's message."""
         if kind == "ready":
             member.ready = True
             member.note(details)
@@ -179,63 +169,64 @@ class Gang:
             if packed is not None:
                 self.values[member.info.rank] = packed
             self._take(Returned(member.info.rank, when))
+        elif kind == "refused" and packed is not None:
+            member.note(details)
+            raised = _unpack_raised(packed)
+            self.refused[raised.rank] = raised
+            self._take(Returned(raised.rank, raised.when))
         elif kind == "raised" and packed is not None:
             member.note(details)
-            self._take_raised(packed)
+            self._take(_unpack_raised(packed))
         elif kind == "left":
             member.note(details)
             if packed is not None:
-                self._take_raised(packed)
+                self._take(_unpack_raised(packed))
             member.read_output()
             self._outcomes.left(member.info.rank)
 
-    def _take_raised(self, packed: Packed) -> None:
-        raised, inner = unpack(packed)  # plain text; the exception itself stays packed
-        packed.close()
-        raised.exception = inner
-        self._take(raised)
-
-    def _on_news(self, member: Member) -> None:
-        try:
-            news = member.child.news()
-        except Exception as error:  # it could not be started
-            self._give_verdict(error)
-            self._outcomes.left(member.info.rank)
-            member.ended = True
-            self._loop.ignore(member.child)
-            return
-        for item in news:
-            if isinstance(item, Started):
-                member.begin(item.pid, item.when)
-            else:
-                self._on_end(member, item)
-
-    def _on_end(self, member: Member, item: Ended) -> None:
-        # Its last words first: they may be lying in the channel.
-        while self._loop.watches(member.child.channel):
-            self._on_message(member)
-        self._loop.ignore(member.child)
-        member.read_output()
-        member.end(item)
+    def on_end(self, member: Member, ended: Ended | Exception) -> None:
+        """Take it that a rank's process is gone, or could not be started."""
         info = member.info
         if self._outcomes.has_left(info.rank):
             return
-        if item.exitcode is None:
+        if isinstance(ended, Exception):
+            self._give_verdict(ended)
+        elif ended.exitcode is None:
             self._give_verdict(LauncherDied(info.rank, info.pid))
         else:
-            place = (info.pid or 0, info.host, item.exitcode)
-            self._take(Died(info.rank, item.when, *place, member.stderr.tail()))
+            place = (info.pid or 0, info.host, ended.exitcode)
+            self._take(Died(info.rank, ended.when, *place, member.stderr.tail()))
         self._outcomes.left(info.rank)
 
     def _end(self) -> None:
         """End every rank that is left; the peers first, which frees the caller's collective."""
-        reap.kill(self._members)
+        members = self.crew.members
+        if self._plan.stage != "once" and self._break_off():
+            return
+        self.crew.kill()
         if self._rank is not None:
             self._rank.break_out()  # before it may go: then it does not begin
             self.go.set()
             left = partial(self._outcomes.has_left, self._place)
             reap.free(self._loop, self._rank, left, self._close_side)
-        reap.wait(self._loop, self._members)
+        reap.wait(self._loop, members)
+
+    def _break_off(self) -> bool:
+        """Break every rank of a session out of its call. Returns whether all live and have left."""
+        members = self.crew.members
+        started = sum(member.info.pid is not None for member in members.values())
+        children = len(self._plan.seats) - (self._rank is not None)
+        if self.crew.has_lost() or started < children:
+            return False
+        for member in members.values():
+            member.send("halt")
+        if self._rank is not None:
+            self._rank.break_out()
+            self.go.set()
+        left = partial(self._outcomes.has_left, self._place)
+        reap.halt(self._loop, self._rank, left, lambda: self._outcomes.all_left)
+        self.stuck = [rank for rank in members if not self._outcomes.has_left(rank)]
+        return self._outcomes.all_left and not self.crew.has_lost()
 
     def _close_side(self) -> None:
         try:
@@ -244,7 +235,14 @@ class Gang:
             self.verdict = error if self.verdict is None else self.verdict
 
     def _add_stacks(self) -> None:
-        stacks = reap.collect_stacks(self._loop, self._members)
+        stacks = reap.collect_stacks(self._loop, self.crew.members)
         if self._rank is not None:
             stacks[self._place] = self._rank.stack()
         self.verdict = GangTimeout(self._plan.timeout or 0.0, stacks)
+
+
+def _unpack_raised(packed: Packed) -> Raised:
+    raised, inner = unpack(packed)  # plain text; the exception itself stays packed
+    packed.close()
+    raised.exception = inner
+    return raised  # type: ignore[no-any-return]  # what a rank has packed

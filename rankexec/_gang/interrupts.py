@@ -76,11 +76,18 @@ class Interrupts:
         """From here on only note an interrupt: the clean-up must not be torn apart."""
         self._raising = False
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one has come."""
+        if self.pending:
+            raise KeyboardInterrupt
+
     def _on_sigint(self, _number: int, _frame: FrameType | None) -> None:
+        __tracebackhide__ = True
         self.pending = True
         self._raise_once()
 
     def _raise_once(self) -> None:
+        __tracebackhide__ = True
         # A second one could come while the first is being handled, and nothing is missed: the gang
         # is being ended, and `pending` makes KeyboardInterrupt come out of submit.
         if self._raising:

@@ -23,12 +23,23 @@ class Member:
         self.child = child
         self.info = info
         self.ready = False
-        self.ended = False
+        self.ended: Ended | Exception | None = None
         self.stacks = b""
+        self._prefix = prefix
         self._closing = ExitStack()
         sink = sink_for(info.rank, output, self._closing, prefix)
         self.stdout = OutputReader(child.stdout, "stdout", sink)
         self.stderr = OutputReader(child.stderr, "stderr", sink)
+
+    def serve(self, info: RankInfo, output: Any) -> None:
+        """Begin another call of a session."""
+        info.pid, info.started = self.info.pid, self.info.started
+        self.info = info
+        self.ready = False
+        self.stacks = b""
+        self._closing.close()
+        sink = sink_for(info.rank, output, self._closing, self._prefix)
+        self.stdout.sink = self.stderr.sink = sink
 
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
         """Send a message; a rank that has died says so by its own news."""
@@ -70,12 +81,18 @@ class Member:
             if (value := getattr(theirs, name)) is not None:
                 setattr(self.info, name, value)
 
-    def end(self, ended: Ended) -> None:
-        """Note that the process is gone."""
-        self.ended = True
+    def end(self, ended: Ended | Exception) -> None:
+        """Note that the process is gone, or could not be started."""
+        self.ended = ended
+        if isinstance(ended, Exception):
+            return
         self.info.exitcode = ended.exitcode
         self.info.peak_memory = ended.peak_memory
         self.info.reaped = ended.when
+
+    def is_gone(self) -> bool:
+        """Return whether there is no process: any more, or yet."""
+        return self.ended is not None or self.info.pid is None
 
     def close(self) -> None:
         """Close everything that the caller holds of this child. Its process has ended."""

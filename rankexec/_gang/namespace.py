@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from rankexec._checks import check_list
+from rankexec._gang.call import inside_rank
+
 __all__ = (
-    "check_list",
+    "find_in_main",
     "find_needed",
     "global_imports",
     "import_star",
     "keep_imports",
+    "names_in_main",
     "parse_imports",
     "run_imports",
     "set_in_main",
@@ -113,23 +117,6 @@ def import_star(modules: Sequence[str], ns: dict[str, Any] | None = None) -> Non
     global_imports([f"from {name} import *" for name in names], ns)
 
 
-def check_list(takes: str, values: Any, kind: type[T]) -> list[T]:
-    """Return values as a list; raise TypeError unless they are several, and each of a kind.
-
-    Args:
-        takes: what an argument takes, for the message: "preload takes a list of module names".
-        values: what it got; one string or one value is not several.
-        kind: what each is to be.
-    """
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{takes}, got {values!r}")
-    found = list(values)
-    for value in found:
-        if not isinstance(value, kind):
-            raise TypeError(f"{takes}, got {value!r} in it")
-    return found
-
-
 def find_needed(names: str | Iterable[str]) -> dict[str, Any]:
     """Return the values of `names` in `__main__`; a string is split at spaces and commas.
 
@@ -150,6 +137,24 @@ def find_needed(names: str | Iterable[str]) -> dict[str, Any]:
 def set_in_main(values: dict[str, Any]) -> None:
     """Set names in this process's `__main__`."""
     sys.modules["__main__"].__dict__.update(values)
+
+
+def find_in_main(name: str, rank: int | None) -> tuple[Any, ...]:
+    """Return (in a rank) the value of a name in `__main__`, or nothing; nothing in other ranks.
+
+    Args:
+        name: the name.
+        rank: which rank is asked; None: all.
+    """
+    main = sys.modules["__main__"].__dict__
+    asked = rank is None or rank == inside_rank()
+    return (main[name],) if asked and name in main else ()
+
+
+def names_in_main(names: Iterable[str]) -> list[str]:
+    """Return (in a rank) those of these names that `__main__` has."""
+    main = sys.modules["__main__"].__dict__
+    return [name for name in names if name in main]
 
 
 def keep_imports(source: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class OutputReader:
     def __init__(self, source: RawIOBase, stream: str, sink: Sink) -> None:
         self._source = source
         self._stream = stream
-        self._sink = sink
+        self.sink = sink
         self._partial = b""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
@@ -75,7 +75,7 @@ class OutputReader:
     def _line(self, raw: bytes) -> None:
         line = self._text(raw)
         self._tail.append(line)
-        self._sink(self._stream, line)
+        self.sink(self._stream, line)
 
     @staticmethod
     def _text(raw: bytes) -> str:

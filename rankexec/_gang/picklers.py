@@ -16,6 +16,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from rankexec._gang import dynamic, modules, reducers, transient
+from rankexec._gang.names import Going
 
 __all__ = (
     "CallPickler",
@@ -91,10 +92,18 @@ class CallPickler(_Pickler):
 
     _names_classes = True
 
-    def __init__(self, file: io.BytesIO, keep: Keep) -> None:
+    def __init__(self, file: io.BytesIO, keep: Keep, going: Going | None = None) -> None:
         super().__init__(file, keep)
+        self._going = going
         self._main_globals = modules.main_namespace()
         self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
+
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
+        reduced = super()._dynamic_function_reduce(func)
+        if self._going is not None and func.__globals__ is self._main_globals:
+            _, _, (_, slots), *_ = reduced
+            self._going.leave_out(slots["__globals__"])
+        return reduced
 
     def _choose(self, cls: type) -> reducers.Reducer | None:
         return transient.choose_own(cls) or super()._choose(cls)

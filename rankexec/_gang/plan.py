@@ -13,11 +13,12 @@ from typing import Any
 import psutil
 from multiprocess import spawn
 
-from rankexec._gang.call import RankInfo, Seat
+from rankexec._checks import check_variables
+from rankexec._gang.call import RankInfo, Seat, Stage
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed
-from rankexec._settings import Settings, check_variables
+from rankexec._settings import Settings
 from rankexec._slots import cpu_count, visible_gpus
 from rankexec.launchers import Launcher
 
@@ -43,6 +44,7 @@ class Plan:
     infos: list[RankInfo]
     side: ExitStack
     """The caller side of the context, and the port. Closed early to free a rank that hangs."""
+    stage: Stage = "once"
 
     def prefix(self, rank: int) -> str:
         """Return what stands before a child's lines; nothing for rank 0 if all are children."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from rankexec._gang.breaking import BREAK_SECONDS
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
 from rankexec._gang.output import warn
 
-__all__ = ("collect_stacks", "free", "kill", "reap", "wait")
+__all__ = ("collect_stacks", "free", "halt", "kill", "reap", "wait")
 
 LEAVE_SECONDS = 2.0
 """How long a rank may take to end after its call, before its tree is killed."""
 DIE_SECONDS = 10.0
 """How long a killed rank may take to be torn down (gigabytes take their time)."""
-BREAK_SECONDS = 0.2
+HALT_SECONDS = 2.0
+"""How long a rank of a session may take to be broken off its call, before its tree is killed."""
+START_SECONDS = 0.3
+"""How long the news that a rank has been started may be on its way."""
 STUCK_SECONDS = 5.0
 STACKS_SECONDS = 1.0
 STACKS_QUIET_SECONDS = 0.1
@@ -28,7 +32,7 @@ def kill(members: Members) -> None:
     """End the children and all that they have started, by force; does not wait."""
     for rank, member in members.items():
         try:
-            if not member.ended:
+            if member.ended is None:
                 member.child.kill()
         except Exception as error:  # the launcher's own code; the others must end nevertheless
             warn(f"rank {rank} (pid {member.info.pid}) could not be killed: {error!r}")
@@ -48,10 +52,7 @@ def free(
     # for a server that is not there yet, and wait before it tries again.
     loop.run(left, began + BREAK_SECONDS / 4)
     while not left():
-        try:
-            rank.cut_off()
-        except Exception as error:  # the context's own code; the rank must be freed nevertheless
-            warn(f"the context of rank {rank.number}, which was to abort, raised {error!r}")
+        rank.cut_off()
         if loop.run(left, time.monotonic() + BREAK_SECONDS):
             return
         rank.break_out()
@@ -68,6 +69,23 @@ def free(
             close_side()
 
 
+def halt(
+    loop: Loop, rank: CallerRank | None, left: Callable[[], bool], all_left: Callable[[], bool]
+) -> None:
+    """Wait until the ranks of a session, told to break off, have left their call, but not long.
+
+    The children's own threads see to them; here it is the caller's rank that is freed, if there is
+    one that has not `left`.
+    """
+    limit = time.monotonic() + HALT_SECONDS
+    pause = BREAK_SECONDS / 4
+    while time.monotonic() < limit and not loop.run(all_left, time.monotonic() + pause):
+        pause = BREAK_SECONDS
+        if rank is not None and not left():
+            rank.cut_off()
+            rank.break_out()
+
+
 def collect_stacks(loop: Loop, members: Members) -> dict[int, str]:
     """Return the Python stacks of the children's threads, whatever they are doing."""
     for member in members.values():
@@ -80,14 +98,22 @@ def collect_stacks(loop: Loop, members: Members) -> dict[int, str]:
             if member.read_stacks():
                 last_news = time.monotonic()
         quiet = time.monotonic() - last_news > STACKS_QUIET_SECONDS
-        if quiet and all(member.stacks or member.ended for member in members.values()):
+        if quiet and all(member.stacks or member.ended is not None for member in members.values()):
             break
     return {rank: m.stacks.decode("utf-8", "replace") for rank, m in members.items()}
 
 
 def wait(loop: Loop, members: Members, seconds: float = DIE_SECONDS) -> bool:
-    """Wait until no process of the gang is left. Returns whether that came in time."""
-    return loop.run(lambda: all(m.ended for m in members.values()), time.monotonic() + seconds)
+    """Wait until no process of the gang is left. Returns whether that came in time.
+
+    A rank that nobody has started yet is no process. Its launcher is busy, with imports that may
+    take minutes, and will kill it at its start.
+    """
+    now = time.monotonic()
+    news_by = now + min(seconds, START_SECONDS)
+    return loop.run(lambda: all(m.ended is not None for m in members.values()), news_by) or (
+        loop.run(lambda: all(m.is_gone() for m in members.values()), now + seconds)
+    )
 
 
 def reap(loop: Loop, members: Members) -> None:
@@ -96,7 +122,7 @@ def reap(loop: Loop, members: Members) -> None:
         kill(members)
         wait(loop, members)
     for rank, member in members.items():
-        if not member.ended:  # in a system call that the kernel cannot break off
+        if not member.is_gone():  # in a system call that the kernel cannot break off
             warn(f"rank {rank} (pid {member.info.pid}) was killed but does not die")
         for watched in (member.child, member.child.channel, member.stdout, member.stderr):
             loop.ignore(watched)

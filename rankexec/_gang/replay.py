@@ -13,11 +13,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, DillPickler, Keep
 
-__all__ = ("Frame", "Replay", "find_refused", "second_attempt")
+__all__ = ("Dumper", "Frame", "Replay", "find_refused", "second_attempt")
 
 Dumper = Callable[[io.BytesIO, Keep, Any], None]
 
@@ -26,19 +28,20 @@ Dumper = Callable[[io.BytesIO, Keep, Any], None]
 DEEPEST = 20_000 if sys.version_info >= (3, 12) else 6_000
 
 
-def second_attempt(error: Exception) -> Dumper:
+def second_attempt(going: Going | None, error: Exception) -> Dumper:
     """Return what may pickle a call after the C pickler has failed with `error`."""
-    return _dump_deep if isinstance(error.__cause__, RecursionError) else _dump_with_dill
+    deep = isinstance(error.__cause__, RecursionError)
+    return partial(_dump_deep if deep else _dump_with_dill, going)
 
 
-def _dump_with_dill(file: io.BytesIO, keep: Keep, value: Any) -> None:
-    DillPickler(file, keep).dump(value)
+def _dump_with_dill(going: Going | None, file: io.BytesIO, keep: Keep, value: Any) -> None:
+    DillPickler(file, keep, going).dump(value)
 
 
-def _dump_deep(file: io.BytesIO, keep: Keep, value: Any) -> None:
+def _dump_deep(going: Going | None, file: io.BytesIO, keep: Keep, value: Any) -> None:
     """Pickle with a higher limit: the C pickler has a fixed one (3.12) or fills the C stack."""
     with _deep():
-        Replay(file, CallPickler(io.BytesIO(), keep), keep).dump(value)
+        Replay(file, CallPickler(io.BytesIO(), keep, going), keep).dump(value)
 
 
 _deepening = threading.RLock()
@@ -83,13 +86,13 @@ class Frame:
     state: Any = None
 
 
-def find_refused(value: Any) -> tuple[list[Frame], Exception | None]:
+def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exception | None]:
     """Return the frames that lead to what cannot be pickled, and why; none if all of it can."""
 
     def keep(_: pickle.PickleBuffer) -> bool:
         return False  # no byte of a large array needs to be read
 
-    replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep), keep)
+    replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep, going), keep)
     try:
         with _deep():
             replay.dump(value)

@@ -15,11 +15,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from rankexec._gang import frameworks
 from rankexec.errors import GangTimeout
 
-__all__ = ("as_before", "base_environment", "restore_environment", "turn")
+__all__ = (
+    "as_before",
+    "base_environment",
+    "default_group",
+    "end_group",
+    "has_group",
+    "name_groups_afresh",
+    "restore_environment",
+    "turn",
+)
 
 TURN_WARNING_SECONDS = 10.0
+_SIGNALS = tuple(int(number) for number in signal.valid_signals())  # makes 64 enum members a time
 
 
 class _Turn:
@@ -91,19 +102,19 @@ def _users_level() -> int:
 
 
 @contextmanager
-def as_before() -> Iterator[None]:
-    """Put back what a rank changes in its process, and only that.
+def as_before(*, keep_group: bool = False) -> Iterator[None]:
+    """Put back what a rank changes in its process, and only that; in a session its group stays.
 
     Setting every signal handler again would remove faulthandler's, which Python cannot see.
     """
     global _base  # noqa: PLW0603  # the turn makes it one writer at a time
     environment = _base = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     main = sys.modules["__main__"]
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
-    group, device = _torch_state()
-    _name_groups_afresh()
+    group, device = has_group(), _cuda_device()
+    name_groups_afresh()
     try:
         yield
     finally:
@@ -117,8 +128,12 @@ def as_before() -> Iterator[None]:
         sys.excepthook = excepthook
         if cwd is not None and _directory() != cwd:
             _go_back(cwd)
-        _restore_torch(group, device)
-        _name_groups_afresh()
+        if not (group or keep_group):
+            end_group()
+        if device is not None and _cuda_device() != device:
+            sys.modules["torch"].cuda.set_device(device)
+        name_groups_afresh()
+        frameworks.leave()
 
 
 def _directory() -> str | None:
@@ -145,33 +160,40 @@ def restore_environment(before: Mapping[str, str]) -> None:
             os.environ[name] = value
 
 
-def _torch_state() -> tuple[bool, int | None]:
+def has_group() -> bool:
+    """Return whether this process has a default process group; torch is not imported for that."""
     distributed = sys.modules.get("torch.distributed")
-    group = bool(distributed and distributed.is_available() and distributed.is_initialized())
-    torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)
-    return group, (cuda.current_device() if cuda and cuda.is_initialized() else None)
+    return bool(distributed and distributed.is_available() and distributed.is_initialized())
 
 
-def _restore_torch(group: bool, device: int | None) -> None:
-    group_now, device_now = _torch_state()
-    if group_now and not group:
-        try:
-            sys.modules["torch.distributed"].destroy_process_group()
-        except Exception as error:  # a group whose peers are gone
-            warnings.warn(f"the group of a gang was not destroyed: {error}", stacklevel=2)
-    if device is not None and device_now != device:
-        sys.modules["torch"].cuda.set_device(device)
+def default_group() -> object:
+    """Return the default process group of this process, or None."""
+    return sys.modules["torch.distributed"].group.WORLD if has_group() else None
 
 
-def _name_groups_afresh() -> None:
+def _cuda_device() -> int | None:
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda.current_device() if cuda and cuda.is_initialized() else None
+
+
+def end_group() -> None:
+    """Destroy the default process group, if there is one."""
+    if not has_group():
+        return
+    try:
+        sys.modules["torch.distributed"].destroy_process_group()
+    except Exception as error:  # a group whose peers are gone
+        warnings.warn(f"the group of a gang was not destroyed: {error}", stacklevel=2)
+
+
+def name_groups_afresh() -> None:
     """Let this process's next group have the name that it gets in a fresh process.
 
     torch names groups by a counter, which it resets when the default group is destroyed, but not
     when `init_process_group` fails: the caller would then wait for ever for peers that meet under
     another name.
     """
-    if "torch.distributed.distributed_c10d" in sys.modules and not _torch_state()[0]:
+    if "torch.distributed.distributed_c10d" in sys.modules and not has_group():
         world = getattr(sys.modules["torch.distributed.distributed_c10d"], "_world", None)
         if getattr(world, "group_count", 0):
             world.group_count = 0  # type: ignore[union-attr]  # None has none

@@ -8,6 +8,7 @@ from types import ModuleType
 from rankexec._gang import refusals
 from rankexec._gang.call import Call
 from rankexec._gang.modules import registered
+from rankexec._gang.names import Going
 from rankexec._gang.naming import name_of, place
 from rankexec._gang.replay import find_refused
 from rankexec._gang.wire import Packed, pack
@@ -16,8 +17,15 @@ from rankexec.errors import NotShippable
 __all__ = ("pack_call",)
 
 
-def pack_call(call: Call, by_value: Sequence[ModuleType] = ()) -> Packed:
+def pack_call(
+    call: Call, by_value: Sequence[ModuleType] = (), going: Going | None = None
+) -> Packed:
     """Pack a call for its children; the code of modules `by_value` goes with it.
+
+    Args:
+        call: the call.
+        by_value: modules whose code travels.
+        going: of a session, which names of `__main__` travel.
 
     Raises:
         NotShippable: something in it cannot be pickled; names the argument or variable, and the
@@ -25,16 +33,16 @@ def pack_call(call: Call, by_value: Sequence[ModuleType] = ()) -> Packed:
     """
     with registered(by_value):
         try:
-            return pack(call)
+            return pack(call, going)
         except MemoryError:
             raise
         except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
-            refused = _refusal(call, error)
+            refused = _refusal(call, going, error)
     raise refused  # here it has no chain of causes, which would say the same in pickle's words
 
 
-def _refusal(call: Call, error: Exception) -> NotShippable:
-    frames, found = find_refused(call)
+def _refusal(call: Call, going: Going | None, error: Exception) -> NotShippable:
+    frames, found = find_refused(call, going)
     error = found or error
     if not frames:  # it pickled this time
         return NotShippable(f"the call of {name_of(call.fn)}", _reason(error))

@@ -9,8 +9,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-__all__ = ("PASSES_FILES", "reserved_port", "tcp_sockets")
+__all__ = ("PASSES_FILES", "SessionSockets", "reserved_port", "tcp_sockets")
 
 PASSES_FILES = all(hasattr(socket, name) for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"))
 """Whether open files can be sent to other processes. Not on Windows."""
@@ -27,6 +28,16 @@ def reserved_port() -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
+
+
+@dataclass
+class SessionSockets:
+    """What the calls of a session have opened in a rank, and left open."""
+
+    connected: set[int] = field(default_factory=set)
+    """Inodes."""
+    ports: set[int] = field(default_factory=set)
+    """On which it listens: a peer that came in through one is a peer of the group."""
 
 
 def tcp_sockets() -> tuple[dict[int, tuple[int, int]], set[int]]:

@@ -29,6 +29,8 @@ def choose_own(cls: type) -> Callable[[Any], Any] | None:
     """Return the reducer for what every process has its own of; a result is meant as a copy."""
     if cls.__module__ == "numpy.random.mtrand":
         return _numpy_generator
+    if cls.__module__ == "accelerate.state" and hasattr(cls, "_shared_state"):
+        return _accelerate_state
     return _OWN.get(cls)
 
 
@@ -101,6 +103,17 @@ def _numpy_generator(generator: Any) -> Any:
     """The one behind `numpy.random.rand`."""
     mtrand = sys.modules["numpy.random.mtrand"]
     return (getattr, (mtrand, "_rand")) if generator is mtrand._rand else NotImplemented
+
+
+def _accelerate_state(state: Any) -> Any:
+    """What accelerate knows of its process: with a copy, ranks would quietly train alone."""
+    return _accelerate_state_again, (type(state),)
+
+
+def _accelerate_state_again(cls: Any) -> Any:
+    state = cls.__new__(cls)
+    state.__dict__ = cls._shared_state
+    return state
 
 
 _REDUCERS: dict[type, Callable[[Any], Any]] = {

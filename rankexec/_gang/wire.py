@@ -9,13 +9,15 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cloudpickle
 
 from rankexec._gang import sockets
+from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
-from rankexec._gang.replay import second_attempt
+from rankexec._gang.replay import Dumper, second_attempt
 
 __all__ = ("Packed", "pack", "pack_result", "unpack")
 
@@ -24,6 +26,7 @@ INLINE_LIMIT = 8 * 1024
 BUFFER_LIMIT = 1024 * 1024
 """Bytes from which a buffer (of a numpy array, say) is kept out of the stream and mapped."""
 _ALIGN = 64
+_NONE = pickle.dumps(None)
 
 
 @dataclass
@@ -44,12 +47,16 @@ class Packed:
             self.fd = None
 
 
-def pack(value: Any) -> Packed:
+def pack(value: Any, going: Going | None = None) -> Packed:
     """Pickle what goes from the caller to its ranks; functions of `__main__` keep living there.
 
     Raises whatever pickling raises; the caller of `pack` knows what to name.
     """
-    return _pack(value, CallPickler)
+
+    def make(file: io.BytesIO, keep: Keep) -> cloudpickle.Pickler:
+        return CallPickler(file, keep, going)
+
+    return _pack(value, make, again=partial(second_attempt, going))
 
 
 def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) -> Packed:
@@ -58,6 +65,8 @@ def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) 
     Sending them by value again would overwrite the methods of the caller's own class. With
     `inline`, the result holds no file and can be packed again.
     """
+    if value is None:  # most ranks are asked for nothing; a pickler's first use touches many pages
+        return Packed(_NONE)
 
     def make(file: io.BytesIO, keep: Keep) -> cloudpickle.Pickler:
         return ResultPickler(file, keep, of_caller)
@@ -82,6 +91,7 @@ def _pack(
     make: Callable[[io.BytesIO, Keep], cloudpickle.Pickler],
     *,
     inline: bool = False,
+    again: Callable[[Exception], Dumper] | None = None,
 ) -> Packed:
     kept: list[memoryview] = []
     inline = inline or not sockets.PASSES_FILES  # then all travels inside the message
@@ -101,11 +111,11 @@ def _pack(
     try:
         make(stream, keep).dump(value)
     except (TypeError, pickle.PicklingError, AttributeError) as error:
-        if make is not CallPickler:
+        if again is None:
             raise
         kept.clear()
         stream = io.BytesIO()
-        second_attempt(error)(stream, keep, value)
+        again(error)(stream, keep, value)
     if inline or (not kept and stream.tell() <= INLINE_LIMIT):
         return Packed(stream.getvalue())
     return _in_file([stream.getbuffer(), *kept])

@@ -6,11 +6,13 @@
     stacks     descriptor to which the stacks of all threads go when STACKS_SIGNAL comes
     guardian   pid of the parent; this process dies with it
 
-From the caller: ("prepare", data), then for every call ("call", (seat, imports, wants_value),
-packed call), then "go" when all ranks are ready; "leave", or the end of the connection.
+From the caller: ("prepare", data), then for every call ("call", (seat, imports, wants_value,
+stage), packed call), then "go" when all ranks are ready; "halt" breaks a session's call off;
+"leave", or the end of the connection.
 To the caller: ("ready", info); from inside the context ("returned", (when, info), packed value) or
-("raised", info, packed description); at last ("left", info, packed description or None). A call
-that does not unpack has raised without having been ready.
+("raised", info, packed description), in a session ("refused", ...) for a value that cannot travel;
+at last ("left", info, packed description or None). A call that does not unpack has raised without
+having been ready; one that was broken off has only left.
 """
 
 from __future__ import annotations
@@ -25,19 +27,17 @@ import threading
 import time
 import traceback
 import types
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 from multiprocess import spawn
 from multiprocess.connection import Connection
 
-from rankexec._gang import libc, namespace, outcomes, output, sockets, tensors
-from rankexec._gang.call import Call, RankInfo, Seat, make_context, perform
+from rankexec._gang import libc, output, sockets
+from rankexec._gang.call import RankInfo
 from rankexec._gang.channel import Channel
-from rankexec._gang.picklers import caller_classes, is_known_to_caller
-from rankexec._gang.wire import Packed, pack_result, unpack
-from rankexec.errors import NotShippable
+from rankexec._gang.child import ChildRank
+from rankexec._gang.held import Ear
 
 __all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded")
 
@@ -133,92 +133,17 @@ def _prepare(preparation: dict[str, Any]) -> None:
 
 
 def _serve(channel: Channel, began: float) -> None:
+    ear: Ear | None = None
     while True:
-        kind, details, packed = channel.receive()
+        kind, details, packed = (ear or channel).receive()
         if kind == "leave":
             return
-        seat, imports, wants_value = details
+        if kind == "halt":  # its call has been left meanwhile
+            continue
+        seat, imports, wants_value, stage = details
+        if stage != "once" and ear is None:
+            ear = Ear(channel)
         # The guardian says it too, but it may be slower than a short call.
         info = RankInfo(seat.rank, pid=os.getpid(), started=began)
-        _run_call(channel, seat, info, imports, wants_value, packed)
+        ChildRank(channel, ear, seat, info, wants_value, stage).run(imports, packed)
         output.flush()
-
-
-def _run_call(
-    channel: Channel,
-    seat: Seat,
-    info: RankInfo,
-    imports: str,
-    wants_value: bool,
-    packed: Packed | None,
-) -> None:
-    tensors.is_rank(seat.local_rank, seat.local_world_size)
-    try:
-        call = _unpack_call(imports, packed)
-        context = make_context(call.ctx)
-    except BaseException as error:
-        _report(channel, info, error, None)
-        channel.send("left", info)
-        return
-    info.ready = time.monotonic()
-    channel.send("ready", info)
-    if channel.receive()[0] != "go":
-        return
-    leaving = perform(
-        call,
-        context,
-        nullcontext(),
-        lambda error, value: _report(channel, info, error, value if wants_value else None),
-        info,
-    )
-    output.flush()  # before "left": the caller reads what is there, then resolves the future
-    if leaving is None:
-        channel.send("left", info)
-    else:
-        packed = _pack_raised(seat.rank, time.monotonic(), leaving)
-        channel.send("left", info, packed)
-        packed.close()
-
-
-def _unpack_call(imports: str, packed: Packed | None) -> Call:
-    # First the imports: libraries patch classes on import, and unpickling needs the patched ones.
-    namespace.run_imports(imports)
-    if packed is None:
-        raise EOFError("a call came without its content")
-    try:
-        call: Call = unpack(packed)
-    finally:
-        packed.close()
-    namespace.set_in_main(call.needed)
-    return call
-
-
-def _report(channel: Channel, info: RankInfo, error: BaseException | None, value: Any) -> None:
-    output.flush()
-    when = info.fn_left or time.monotonic()
-    if error is None:
-        try:
-            packed = pack_result(value, caller_classes())
-        except Exception as refused:  # the user's __reduce__ may raise anything
-            what = f"the result of rank {info.rank} (a {type(value).__name__})"
-            advice = "return plain data: numbers, arrays, a state_dict"
-            if isinstance(refused, OSError):  # a limit of descriptors, or of a file's size
-                advice = "the system refused, whatever the result is"
-            error = NotShippable(what, str(refused), advice)
-        else:
-            channel.send("returned", (when, info), packed)
-            packed.close()
-            return
-    packed = _pack_raised(info.rank, when, error)
-    channel.send("raised", info, packed)
-    packed.close()
-
-
-def _pack_raised(rank: int, when: float, error: BaseException) -> Packed:
-    """Pack a description that always unpacks, and within it, apart, the exception if possible."""
-    raised = outcomes.describe(rank, when, error)
-    inner: Packed | None = None
-    if is_known_to_caller(type(error)):
-        with suppress(Exception):  # then the caller gets RankRaised, with all texts
-            inner = pack_result(error.with_traceback(None), caller_classes(), inline=True)
-    return pack_result((replace(raised, exception=None), inner), caller_classes())

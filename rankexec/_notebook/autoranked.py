@@ -1,9 +1,10 @@
-"""`%autoranked`: later cells run as if they began with %%ranked."""
+"""`%autoranked`, `%autodip`: later cells run as if they began with %%ranked, or %%dip."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,19 +15,25 @@ __all__ = ("AutoRanked",)
 
 
 class AutoRanked:
-    """Puts %%ranked before the user's cells while it is on.
+    """Puts a cell magic before the user's cells while it is on.
 
     IPython transforms more than these: what a magic runs within a cell, what a page runs silently
     to look at variables. So it follows when a cell begins and ends.
 
     Args:
         shell: IPython's InteractiveShell.
-        parser: of %%ranked.
+        name: of the cell magic.
+        check: takes the magic's options, as words, and raises UsageError if they are wrong.
+        marker: cells that begin with it are left alone.
     """
 
-    def __init__(self, shell: Any, parser: Any) -> None:
+    def __init__(
+        self, shell: Any, name: str, check: Callable[[list[str]], object], marker: str = ""
+    ) -> None:
         self._shell = shell
-        self._parser = parser
+        self._name = name
+        self._check = check
+        self._marker = marker
         self._options: str | None = None
         self._made = ""
         self._inside = 1  # the cell that loads the extension is being run
@@ -41,19 +48,22 @@ class AutoRanked:
         """Leave cells alone from here on."""
         self._undo.close()
 
-    def set(self, given: Any) -> None:
-        """Turn it on or off, or say what is set: the magic's arguments, parsed."""
-        if given.state == "on":
-            options.parse_where(self._parser.parse_args(given.options))
-            self._options = " ".join(given.options)
-        elif given.options:
-            raise options.usage_error("%autoranked takes options of %%ranked after on")
-        elif given.state == "off":
+    def set(self, state: str | None, words: list[str]) -> None:
+        """Turn it on, with options of the magic, or off; None: print what is set."""
+        if state == "on":
+            self._check(words)
+            self._options = " ".join(words)
+        elif words:
+            raise options.usage_error(f"%auto{self._name} takes options of %%{self._name} after on")
+        elif state == "off":
             self._options = None
         else:
-            on = self._options is not None
-            state = f"on: %%ranked {self._options}".rstrip() if on else "off"
-            sys.stdout.write(f"autoranked is {state}\n")
+            sys.stdout.write(f"auto{self._name} is {self.state()}\n")
+
+    def state(self) -> str:
+        """Return what is set."""
+        on = self._options is not None
+        return f"on: %%{self._name} {self._options}".rstrip() if on else "off"
 
     def plain(self, cell: str) -> str:
         """Return a cell as Python: magics and shell commands have become calls."""
@@ -65,7 +75,7 @@ class AutoRanked:
         return text
 
     def has_made(self, cell: str) -> bool:
-        """Return whether the user did not say %%ranked before this cell."""
+        """Return whether the user did not say the magic before this cell."""
         return cell == self._made
 
     def _enter(self) -> None:
@@ -78,8 +88,11 @@ class AutoRanked:
         self._made = self._made if self._inside else ""
         if self._options is None or self._inside or self._is_silent():
             return lines
+        cell = "".join(lines)
+        if self._marker and cell.startswith(self._marker):
+            return lines
         try:
-            text = self.plain("".join(lines))
+            text = self.plain(cell)
             if has_await(text):
                 return lines
             tree = ast.parse(text)
@@ -87,8 +100,8 @@ class AutoRanked:
             return lines
         if not tree.body or ipython_calls(tree.body[0]):
             return lines
-        self._made = "".join(lines)
-        return [f"%%ranked {self._options}\n", *lines]
+        self._made = cell
+        return [f"%%{self._name} {self._options}\n", *lines]
 
     # To find out whether a cell is complete, IPython leaves such transformers out.
     _transform.has_side_effects = True  # type: ignore[attr-defined]  # functions take any

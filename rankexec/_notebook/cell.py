@@ -17,7 +17,7 @@ from typing import Any
 from rankexec._notebook.reach import names_assigned, names_read
 from rankexec._notebook.shown import Collector, Display, collected, silenced
 
-__all__ = ("Asked", "Cell", "CellResult", "Source")
+__all__ = ("Asked", "Cell", "CellResult", "Source", "run_source")
 
 _FUTURES = 0
 for _name in __future__.all_feature_names:
@@ -57,6 +57,25 @@ class Source:
             tree,
             flags,
         )
+
+    def names_assigned(self) -> set[str]:
+        """Return the names that the cell sets. Raises SyntaxError."""
+        body, last, _, _ = self.compile()
+        return names_assigned(body) | (names_assigned(last) if last is not None else set())
+
+    def add_lines(self) -> None:
+        """Let tracebacks show the cell's lines."""
+        lines = [line + "\n" for line in self.text.splitlines()]
+        linecache.cache[self.filename] = (len(self.text), None, lines, self.filename)
+
+
+def run_source(source: Source) -> Any:
+    """Run a cell in this process's `__main__`; return its last expression's value."""
+    source.add_lines()
+    body, last, _, _ = source.compile()
+    namespace = vars(sys.modules["__main__"])
+    exec(body, namespace)  # noqa: S102  # the user's own cell
+    return None if last is None else eval(last, namespace)  # noqa: S307  # the same
 
 
 @dataclass(frozen=True)
@@ -152,8 +171,7 @@ class Cell:
 def _in_child(source: Source, asked: Asked, _reached: types.FunctionType) -> Any:
     """Return, in a child, what runs the cell. Its variables have come with `_reached`."""
     source = replace(source, filename=source.title)
-    lines = [line + "\n" for line in source.text.splitlines()]
-    linecache.cache[source.filename] = (len(source.text), None, lines, source.filename)
+    source.add_lines()
     if not hasattr(builtins, "display"):  # IPython has it there
         setattr(builtins, "display", _display)  # noqa: B010  # no such name in its types
     return Cell(source, asked, vars(sys.modules["__main__"])).run_in_child

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,13 @@ from typing import Any
 from rankexec._notebook.syntax import ipython_calls
 
 __all__ = (
+    "check_held",
     "check_plain",
     "completer",
+    "new_parser",
     "parse_caller_rank",
     "parse_devices",
+    "parse_ranks",
     "parse_see",
     "parse_where",
     "parsers",
@@ -30,17 +32,19 @@ def parsers() -> dict[str, Any]:
     return {"ranks": _ranks(), "ranked": _ranked(), "autoranked": _autoranked()}
 
 
-def _parser(name: str, description: str) -> Any:
+def new_parser(name: str, description: str) -> Any:
+    """Return a parser of a magic's arguments, with a help text."""
     from IPython.core.magic_arguments import MagicArgumentParser
 
     # An abbreviation that works today is ambiguous with the next option.
-    parser = MagicArgumentParser(name, description=description)
-    parser.allow_abbrev = False
-    return parser
+    made = MagicArgumentParser(name, description=description)
+    made.allow_abbrev = False
+    made.add_argument("-h", "--help", action="store_true", help="show this")
+    return made
 
 
 def _ranks() -> Any:
-    parser = _parser(
+    parser = new_parser(
         "ranks",
         "Set the notebook's gang: the ranks on which %%ranked runs cells.\n\n"
         "Without arguments, and with --info, it is shown: ranks, devices, and of the last gang\n"
@@ -54,13 +58,15 @@ def _ranks() -> Any:
     add("--preload", metavar="MODULES", help="modules that ranks find imported: fastai.vision.all")
     add("--timeout", type=float, metavar="S", help="seconds that a cell may take")
     add("--standby", action="store_true", help="keep the next cell's ranks started")
+    add("--session", action="store_true", help="hold the ranks open: they keep what cells set")
+    add("--restart", action="store_true", help="end a session's ranks and start new ones")
     add("--info", action="store_true", help="show the gang")
     add("--off", action="store_true", help="end it")
     return parser
 
 
 def _ranked() -> Any:
-    parser = _parser(
+    parser = new_parser(
         "%ranked",
         "Run the cell on all ranks of the gang that %ranks has set.\n\n"
         "The notebook is one of them, rank 0 unless %ranks said otherwise: the cell finds its\n"
@@ -80,7 +86,7 @@ def _ranked() -> Any:
 
 
 def _autoranked() -> Any:
-    parser = _parser(
+    parser = new_parser(
         "autoranked",
         "Run later cells as if they began with %%ranked and these options.\n\n"
         "Cells that begin with a magic or a shell command are left alone, and cells that await\n"
@@ -95,7 +101,8 @@ def _autoranked() -> Any:
 
 def completer(parser: Any, *more: str) -> Callable[..., list[str]]:
     """Return a hook for IPython's completion: the options, and other words."""
-    words = sorted({*re.findall(r"--[a-z-]+", parser.format_usage()), *more})
+    named = {name for action in parser._actions for name in action.option_strings}
+    words = sorted({*named, *more})
 
     def complete(_shell: Any, _event: Any) -> list[str]:
         return words  # IPython picks what fits
@@ -120,7 +127,7 @@ def taking(magic: str) -> Iterator[None]:
         raise usage_error(f"{magic}: {error}") from error
 
 
-def check_plain(text: str) -> None:
+def check_plain(text: str, magic: str, local: str) -> None:
     """Raise UsageError if a cell has magics or shell commands; children have no IPython."""
     try:
         tree = ast.parse(text)
@@ -128,15 +135,15 @@ def check_plain(text: str) -> None:
         return
     for call, shown in ipython_calls(tree):
         raise usage_error(
-            f"%%ranked: {shown} in line {call.lineno}: ranks have no IPython; put it into a cell "
-            "of its own, or say %%ranked --local"
+            f"{magic}: {shown} in line {call.lineno}: ranks have no IPython; put it into a cell "
+            f"of its own, or say {local}"
         )
 
 
 def says_what_gang(given: Any) -> bool:
     """Return whether %ranks was told a gang."""
     named = (given.world_size, given.devices, given.caller_rank, given.preload, given.timeout)
-    return given.ddp or given.standby or any(value is not None for value in named)
+    return given.ddp or given.standby or given.session or any(value is not None for value in named)
 
 
 def parse_devices(text: str | None) -> list[str] | None:
@@ -154,6 +161,20 @@ def parse_caller_rank(text: str | None) -> int | None:
         return int(text)
 
 
+def check_held(where: str | None, caller_rank: int | None) -> None:
+    """Raise UsageError if a cell is to run elsewhere than on a session's ranks."""
+    if where == "remote" and caller_rank is not None:
+        raise usage_error(
+            f"%%ranked --remote: the notebook is rank {caller_rank} of this session; "
+            "%ranks 2 --session --caller-rank none makes one without it"
+        )
+    if where == "everywhere" and caller_rank is None:
+        raise usage_error(
+            "%%ranked --everywhere: the notebook is no rank of this session; "
+            "%ranks 2 --session makes one in which it is rank 0"
+        )
+
+
 def parse_see(given: Any, world_size: int) -> frozenset[int] | None:
     """Return the ranks that are to be seen; None if nothing was said.
 
@@ -164,12 +185,21 @@ def parse_see(given: Any, world_size: int) -> frozenset[int] | None:
         raise usage_error("%%ranked takes --see or --quiet, not both")
     if given.see is None:
         return frozenset() if given.quiet else None
-    if given.see == "all":
+    return parse_ranks("%%ranked --see", given.see.split(","), world_size)
+
+
+def parse_ranks(option: str, words: list[str], world_size: int) -> frozenset[int]:
+    """Return the ranks that an option names: numbers, or "all".
+
+    Raises:
+        UsageError: no list of ranks, or there is no such rank.
+    """
+    if words == ["all"]:
         return frozenset(range(world_size))
-    with taking("%%ranked --see takes 0,2 or all"):
-        ranks = frozenset(int(part) for part in given.see.split(","))
+    with taking(f"{option} takes 0,2 or all"):
+        ranks = frozenset(int(word) for word in words)
     if unknown := sorted(ranks - frozenset(range(world_size))):
-        raise usage_error(f"%%ranked --see: there is no rank {unknown[0]} of {world_size}")
+        raise usage_error(f"{option}: there is no rank {unknown[0]} of {world_size}")
     return ranks
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-__all__ = ("Display", "collected", "show", "silenced")
+__all__ = ("Display", "collected", "held_back", "show", "silenced")
 
 Display = dict[str, Any]
 """One output, as IPython's display publishers take it: data, metadata, transient, update."""
@@ -112,6 +112,18 @@ def silenced() -> Iterator[None]:
         stack.enter_context(redirect_stderr(_Silenced(sys.stderr)))
         stack.enter_context(capture_output(stdout=False, stderr=False))
         yield
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Print at the end what is printed in the notebook meanwhile, by any thread."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        sys.stdout.write(out.getvalue())
+        sys.stderr.write(err.getvalue())
 
 
 class _Silenced(io.TextIOBase):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from typing import Any
 
+import psutil
+
 from rankexec._gang.call import RankInfo
 
 __all__ = ("Table",)
 
-_HEAD = ("rank", "device", "pid", "start", "cell", "end", "exit code", "peak memory")
+_HEAD = ("rank", "device", "pid", "start", "cell", "end", "exit code", "memory")
 
 
 class Table:
@@ -27,6 +29,12 @@ class Table:
         self._ctx = ctx
         self._devices = devices
         self.ranks: list[RankInfo] = []
+        self._held = False
+
+    def show_session(self, ranks: list[RankInfo]) -> None:
+        """Show a session's ranks, which live."""
+        self.ranks = ranks
+        self._held = True
 
     def __repr__(self) -> str:
         rows = [_HEAD, *self._rows()] if self._world_size else []
@@ -58,7 +66,8 @@ class Table:
         )
         within = f", in {self._ctx!r}" if self._ctx is not None else ""
         ran = "" if self.ranks else "; no cell has run yet"
-        return f"{ranks}, {here}{within}{ran}"
+        held = ", held open" if self._held else ""
+        return f"{ranks}, {here}{within}{held}{ran}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         if self.ranks:
@@ -70,7 +79,8 @@ class Table:
 
 
 def _row(info: RankInfo) -> tuple[str, ...]:
-    memory = None if info.peak_memory is None else f"{info.peak_memory / 2**20:.0f} MiB"
+    used = info.peak_memory or _memory_now(info)
+    memory = None if used is None else f"{used / 2**20:.0f} MiB"
     texts = (
         info.rank,
         info.device,
@@ -82,6 +92,16 @@ def _row(info: RankInfo) -> tuple[str, ...]:
         memory,
     )
     return tuple("-" if text is None else str(text) for text in texts)
+
+
+def _memory_now(info: RankInfo) -> int | None:
+    """Return the resident size, in bytes, of a rank that lives."""
+    if info.pid is None or info.exitcode is not None:
+        return None
+    try:
+        return int(psutil.Process(info.pid).memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return None
 
 
 def _seconds(since: float | None, until: float | None) -> str | None:

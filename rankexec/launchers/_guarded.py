@@ -99,7 +99,6 @@ class Guardian:
             finally:
                 self._starting = False
             self.running += 1
-            self._used = True
             self._say()
 
     def tell(self, *message: Any) -> None:
@@ -113,6 +112,11 @@ class Guardian:
         while self._told:
             with suppress(OSError):
                 self._control.send_bytes(pickle.dumps(self._told.popleft()))
+
+    def has_ranks(self) -> None:
+        """Note that one of its ranks has been started."""
+        with self._lock:
+            self._used = True
 
     def ended(self) -> None:
         """Note that one of its ranks has ended."""
@@ -222,7 +226,9 @@ _PREFIXES = (
 
 def _is_read_on_import(name: str) -> bool:
     # The number of threads differs with the world size; a forked rank sets it by torch's function.
-    return name.startswith(_PREFIXES) and name != "OMP_NUM_THREADS"
+    # What a launcher of torch's tells its ranks is read when it is asked for.
+    later = name == "OMP_NUM_THREADS" or name.startswith("TORCHELASTIC_")
+    return name.startswith(_PREFIXES) and not later
 
 
 LATER = frozenset({"torch._dynamo"})

@@ -140,6 +140,7 @@ class GuardedPopen:
         self._news.append(item)
         if isinstance(item, Started):
             self.pid = item.pid
+            self._guardian.has_ranks()
             return
         self._guardian.ended()
         exitcode = item.exitcode if isinstance(item, Ended) else None
@@ -168,6 +169,9 @@ class GuardedPopen:
     def close(self) -> None:
         with self._lock:
             self._status.close()
+            if self.returncode is None:  # killed before the guardian came to start it
+                self.returncode = 255
+                self._guardian.ended()
 
 
 def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[RawIOBase, int]:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from rankexec._checks import check_list
 from rankexec._gang.call import Seat
-from rankexec._gang.namespace import check_list
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import sys
 
 # `__main__` is imported again by every child of a contestant that spawns: nothing else stands here.
@@ -26,6 +27,8 @@ def main(name: str, mode: str) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(2, 1)
     faulthandler.enable()
+    # A shell has its jobs in the background ignore it, and Python leaves that as it is.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     contestant = None
     opened = False
     for line in requests:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from driver import Entry, Measured
+from driver import Case, Entry, Measured
 from measures import LEFT
 
 __all__ = ("Results", "Row", "shown")
@@ -43,6 +45,41 @@ class Results:
     def add(self, measured: Measured) -> None:
         """Take one case."""
         self.cases[measured.case.name] = measured
+
+    def save(self, path: str) -> None:
+        """Write all samples into a file; entries are known by their place in their case."""
+        kept = {}
+        for name, measured in self.cases.items():
+            places = {entry: place for place, entry in enumerate(measured.case.entries)}
+            kept[name] = {
+                "samples": [
+                    [places[e], kind, found] for (e, kind), found in measured.samples.items()
+                ],
+                "reasons": {places[entry]: text for entry, text in measured.reasons.items()},
+            }
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump(kept, file)
+        os.replace(f"{path}.new", path)
+
+    def load(self, path: str, cases: Iterable[Case]) -> None:
+        """Take over what an earlier run has saved of these cases, in their order."""
+        if not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8") as file:
+            kept = json.load(file)
+        for case in cases:
+            if case.name in kept:
+                found = Measured(case)
+                for place, kind, samples in kept[case.name]["samples"]:
+                    found.samples[case.entries[place], kind] = samples
+                for place, text in kept[case.name]["reasons"].items():
+                    found.reasons[case.entries[int(place)]] = text
+                self.add(found)
+
+    def sort(self, cases: Iterable[Case]) -> None:
+        """Bring what was measured into the order of these cases."""
+        names = [case.name for case in cases]
+        self.cases = dict(sorted(self.cases.items(), key=lambda item: names.index(item[0])))
 
     def value(self, case: str, who: str, mode: str = "", name: str = "") -> float | None:
         """Return the median of one entry, by its label or name; None if there is none."""

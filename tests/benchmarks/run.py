@@ -1,12 +1,15 @@
 """Measure every launcher side by side; print the tables, and write them into a page.
 
-    python run.py [--quick] [--rounds N] [--only CASE]... [--who TEXT]... [--page PATH] [--list]
+    python run.py [--quick] [--rounds N] [--only CASE]... [--who TEXT]... [--page PATH]
+                  [--keep FILE] [--list]
 
 A full run writes docs/benchmarks.md; with --quick, --only or --who nothing is written unless
---page says where. The modules, from the top down: `page` (tables), `reach` (goals), `results`
-(numbers), `cases` (who and what), `driver` (processes that take turns); in those processes
-`host`, `measures` (what is timed), `contestants` (each launcher), `floor`, and `bodies` (what
-ranks run).
+--page says where. With --keep, what was measured is kept in a file, and a later run with that file
+measures only what is missing in it, or what --only names; a run takes more than an hour.
+
+The modules, from the top down: `page` (tables), `reach` (goals), `results` (numbers), `cases` (who
+and what), `driver` (processes that take turns); in those processes `host`, `measures` (what is
+timed), `contestants` (each launcher), `floor`, and `bodies` (what ranks run).
 """
 
 from __future__ import annotations
@@ -39,12 +42,21 @@ def main() -> None:
     machine = describe_machine()
     print(machine, flush=True)
     results = Results()
+    if options.keep:
+        results.load(options.keep, CASES)
+        if not options.only:
+            chosen = [case for case in chosen if case.name not in results.cases]
     began = time.monotonic()
     log_path = os.path.join(tempfile.gettempdir(), "rankexec-benchmarks.log")
     with open(log_path, "wb") as log:
         for case in chosen:
             results.add(measure(case, log, most=3 if options.quick else options.rounds))
             print_case(results, case.name)
+            if options.keep:
+                results.save(options.keep)
+    results.cases = {
+        case.name: results.cases[case.name] for case in CASES if case.name in results.cases
+    }
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     machine += f"; at the end, {(time.monotonic() - began) / 60:.0f} minutes later: {load}"
     findings = check(results)
@@ -66,6 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=names, metavar="CASE", help="one case")
     parser.add_argument("--who", action="append", help="contestants with this in their name")
     parser.add_argument("--page", help="where to write the tables")
+    parser.add_argument("--keep", metavar="FILE", help="add to what is kept there, and keep all")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     return parser.parse_args()
 

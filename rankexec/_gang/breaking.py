@@ -1,0 +1,191 @@
+"""A thread that runs the user's code as a rank, and how it is broken off.
+
+`break_out`, `cut_off` and `stack` are for another thread, all else is the thread's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import Any
+
+from rankexec._gang.output import warn
+from rankexec._gang.sockets import SessionSockets, tcp_sockets
+
+__all__ = ("BREAK_SECONDS", "Breakable", "GangEnded")
+
+BREAK_SECONDS = 0.2
+"""How long to wait for a rank to break off before the next means."""
+
+
+class GangEnded(BaseException):
+    """Raised inside `fn` on a rank whose call is over and whose process lives. Let it pass."""
+
+
+class Breakable:
+    """A thread while it is a rank. As a context manager it spans what may be broken off.
+
+    Args:
+        number: the rank.
+        own_sockets: what earlier calls of a session have opened; what this call opens is added.
+            None: this is the only call.
+    """
+
+    def __init__(self, number: int, own_sockets: SessionSockets | None = None) -> None:
+        self.number = number
+        self._thread = 0
+        self._lock = threading.Lock()
+        self._inside = False
+        self._broken = False
+        self._own_sockets = own_sockets
+        self._spared_sockets: set[int] = set()
+        self._spared_ports: set[int] = set()
+        self._break_signal: int | None = None
+        self._abort: Callable[[], None] | None = None
+
+    @contextmanager
+    def standing(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+        """Be ready to be broken off: from here on in this thread."""
+        self._thread = threading.get_ident()
+        self._abort = getattr(context, "caller_abort", None)
+        connected, listening = tcp_sockets()
+        own = self._own_sockets or SessionSockets()
+        self._spared_sockets = connected.keys() - own.connected
+        self._spared_ports = listening - own.ports
+        with self._break_handler(), _unnoticed():
+            try:
+                yield
+            finally:
+                if self._own_sockets is not None:
+                    connected, listening = tcp_sockets()
+                    own.connected = connected.keys() - self._spared_sockets
+                    own.ports = listening - self._spared_ports
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside = True
+        if self._broken:
+            raise GangEnded
+
+    def __exit__(self, *_exc_info: object) -> None:
+        __tracebackhide__ = True
+        while True:
+            try:
+                with self._lock:
+                    self._inside = False
+                    if self._break_signal is None:
+                        _set_async_exc(self._thread, None)
+            except GangEnded:  # it was on its way; another cannot follow
+                continue
+            return
+
+    def break_out(self) -> None:
+        """Raise in the rank if it is inside `fn`. Ends Python code; to be repeated.
+
+        One raised in a `__del__` is lost, and a bare `except` swallows one.
+        """
+        with self._lock:
+            self._broken = True
+            if not self._inside:
+                return
+            if self._break_signal is not None:
+                signal.pthread_kill(self._thread, self._break_signal)
+            else:  # another thread; or the user has taken every signal that would do
+                _set_async_exc(self._thread, GangEnded)
+
+    def cut_off(self) -> None:
+        """Have the context abort, and shut the sockets that this rank has connected.
+
+        That frees it from a rendezvous, or from a peer that has gone silent.
+        """
+        self._shut_sockets()
+        abort, self._abort = self._abort, None
+        if abort is None:
+            return
+        try:
+            abort()
+        except Exception as error:  # the context's own code; the rank must be freed nevertheless
+            warn(f"the context of rank {self.number}, which was to abort, raised {error!r}")
+        else:
+            self._abort = abort  # it has not failed: once more, if need be
+
+    def _shut_sockets(self) -> None:
+        """Shut what is connected.
+
+        Never a listening one: that would abort the process (gloo). Nor what came in through a
+        listener that stood before, such as a Jupyter kernel's.
+        """
+        for inode, (fd, port) in tcp_sockets()[0].items():
+            if inode in self._spared_sockets or port in self._spared_ports:
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as own:
+                own.shutdown(socket.SHUT_RDWR)
+
+    def stack(self) -> str:
+        """Return the Python stack of the thread."""
+        frame = sys._current_frames().get(self._thread)
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
+    @contextmanager
+    def _break_handler(self) -> Iterator[None]:
+        """Have a signal that breaks off blocking calls of the main thread (sleep, locks, reads)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        free = (
+            n for n in _BREAK_SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN)
+        )
+        number = next(free, None)
+        if number is None:
+            yield
+            return
+        previous = signal.signal(number, self._on_break)
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+        self._break_signal = number
+        try:
+            yield
+        finally:
+            self._break_signal = None
+            if number in blocked:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+            signal.signal(number, previous)
+
+    def _on_break(self, _number: int, _frame: FrameType | None) -> None:
+        if self._inside:  # it may arrive late
+            raise GangEnded
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Say nothing where `GangEnded` was raised in a `__del__` and lost: it comes again."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not GangEnded:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
+
+
+# SIGURG does nothing by default and hardly anybody uses it.
+_BREAK_SIGNALS = [
+    getattr(signal, name) for name in ("SIGURG", "SIGUSR2", "SIGUSR1") if hasattr(signal, name)
+]
+
+
+def _set_async_exc(thread: int, exception: type[BaseException] | None) -> None:
+    what = ctypes.py_object(exception) if exception else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)

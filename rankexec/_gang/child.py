@@ -1,0 +1,130 @@
+"""A child as a rank: one call, from its unpacking to the report that its context is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+from rankexec._gang import frameworks, namespace, outcomes, output, tensors
+from rankexec._gang.breaking import Breakable, GangEnded
+from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
+from rankexec._gang.channel import Channel
+from rankexec._gang.held import Ear
+from rankexec._gang.picklers import caller_classes, is_known_to_caller
+from rankexec._gang.wire import Packed, pack_result, unpack
+from rankexec.errors import NotShippable
+
+__all__ = ("ChildRank",)
+
+
+class ChildRank:
+    """This process while it runs a call. `ear` is there in a session."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        ear: Ear | None,
+        seat: Seat,
+        info: RankInfo,
+        wants_value: bool,
+        stage: Stage,
+    ) -> None:
+        self._channel = channel
+        self._ear = ear
+        self._seat = seat
+        self._info = info
+        self._wants_value = wants_value
+        self._stage = stage
+
+    def run(self, imports: str, packed: Packed | None) -> None:
+        """Run the call, whatever it comes to; at the end the caller is told."""
+        tensors.is_rank(self._seat.local_rank, self._seat.local_world_size)
+        if self._ear is None:
+            leaving = self._perform(imports, packed, None)
+        else:
+            # A session whose context is entered anew has a new port, and a new store.
+            os.environ.update(self._seat.environment())
+            with self._ear.hearing(self._seat.rank) as rank:
+                leaving = self._perform(imports, packed, rank)
+        output.flush()  # before "left": the caller reads what is there, then resolves the future
+        if leaving is None:
+            self._channel.send("left", self._info)
+        else:
+            self._send("left", leaving, time.monotonic())
+
+    def _perform(
+        self, imports: str, packed: Packed | None, rank: Breakable | None
+    ) -> BaseException | None:
+        try:
+            call = _unpack_call(imports, packed)
+            ear = self._ear
+            context = ear.hold(call.ctx, self._stage) if ear else make_context(call.ctx)
+        except BaseException as error:
+            self._report(error, None)
+            return None
+        self._info.ready = time.monotonic()
+        self._channel.send("ready", self._info)
+        if (self._ear or self._channel).receive()[0] != "go":
+            return None
+        frameworks.enter()
+        if rank is None:
+            return perform(call, context, nullcontext(), self._report, self._info)
+        with rank.standing(context):
+            return perform(call, context, rank, self._report, self._info)
+
+    def _report(self, error: BaseException | None, value: Any) -> None:
+        if isinstance(error, GangEnded):  # the caller knows
+            return
+        output.flush()
+        when = self._info.fn_left or time.monotonic()
+        if error is not None:
+            self._send("raised", error, when)
+            return
+        try:
+            packed = pack_result(value if self._wants_value else None, caller_classes())
+        except Exception as refused:  # the user's __reduce__ may raise anything
+            # A session goes on: its ranks have done what they were to do.
+            kind = "raised" if self._stage == "once" else "refused"
+            self._send(kind, _not_shippable(self._info.rank, value, refused), when)
+        else:
+            self._channel.send("returned", (when, self._info), packed)
+            packed.close()
+
+    def _send(self, kind: str, error: BaseException, when: float) -> None:
+        packed = _pack_raised(self._info.rank, when, error)
+        self._channel.send(kind, self._info, packed)
+        packed.close()
+
+
+def _not_shippable(rank: int, value: Any, refused: Exception) -> NotShippable:
+    what = f"the result of rank {rank} (a {type(value).__name__})"
+    advice = "return plain data: numbers, arrays, a state_dict"
+    if isinstance(refused, OSError):  # a limit of descriptors, or of a file's size
+        advice = "the system refused, whatever the result is"
+    return NotShippable(what, str(refused), advice)
+
+
+def _unpack_call(imports: str, packed: Packed | None) -> Call:
+    # First the imports: libraries patch classes on import, and unpickling needs the patched ones.
+    namespace.run_imports(imports)
+    if packed is None:
+        raise EOFError("a call came without its content")
+    try:
+        call: Call = unpack(packed)
+    finally:
+        packed.close()
+    namespace.set_in_main(call.needed)
+    return call
+
+
+def _pack_raised(rank: int, when: float, error: BaseException) -> Packed:
+    """Pack a description that always unpacks, and within it, apart, the exception if possible."""
+    raised = outcomes.describe(rank, when, error)
+    inner: Packed | None = None
+    if is_known_to_caller(type(error)):
+        with suppress(Exception):  # then the caller gets RankRaised, with all texts
+            inner = pack_result(error.with_traceback(None), caller_classes(), inline=True)
+    return pack_result((replace(raised, exception=None), inner), caller_classes())

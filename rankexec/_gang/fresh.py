@@ -1,0 +1,85 @@
+"""New processes for every gang, and a thread of the executor's pool to supervise it."""
+
+from __future__ import annotations
+
+import contextvars
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from rankexec._gang.call import make_context
+from rankexec._gang.caller import CallerRank
+from rankexec._gang.crew import Crew
+from rankexec._gang.gang import Gang
+from rankexec._gang.plan import prepare
+from rankexec._gang.restore import as_before
+from rankexec._gang.run import Job, Part, conduct_apart
+from rankexec._slots import Slots
+from rankexec.launchers import Launcher
+
+__all__ = ("Fresh",)
+
+
+class Fresh:
+    """The processes of one gang. See `run.Processes`.
+
+    Args:
+        slots: what the gang takes its devices from.
+        launcher: what starts the children.
+        pool: where a gang with a caller's rank is supervised.
+    """
+
+    def __init__(self, slots: Slots, launcher: Launcher, pool: Executor) -> None:
+        self._slots = slots
+        self._launcher = launcher
+        self._pool = pool
+        self._devices: list[str] | None = None
+        self._holding = ExitStack()
+
+    def run_apart(self, job: Job) -> None:
+        """Run a gang whose ranks are all children, and resolve its future (in a pool thread)."""
+        with self._slots.taken(job.settings.world_size) as self._devices:
+            gang = conduct_apart(job)
+            # Arguments and result are their user's from here on, and may be large: while the ranks
+            # end nothing of ours holds them.
+            del job.future, job.call
+            if gang is not None:
+                gang.crew.reap()
+
+    def standing(self) -> AbstractContextManager[Any]:
+        return as_before()
+
+    def prepare(self, job: Job) -> Part:
+        settings, holding = job.settings, self._holding
+        if settings.caller_rank is not None:
+            self._launcher.lease()
+            holding.callback(self._launcher.release)
+            self._devices = holding.enter_context(self._slots.taken(settings.world_size))
+        context = make_context(job.call.ctx)
+        plan = prepare(job.packed, settings, self._devices, self._launcher, context)
+        holding.enter_context(plan.side)
+        return Part(plan, context, CallerRank(settings.caller_rank or 0))
+
+    def drop(self, job: Job) -> None:  # noqa: ARG002  # a session's need it
+        self._holding.close()
+
+    def crew(self) -> Crew:
+        return Crew()
+
+    def supervise(self, gang: Gang) -> None:
+        # The context of this thread: a notebook's output finds its cell by it.
+        context = contextvars.copy_context()
+        try:
+            self._pool.submit(context.run, self._supervise, gang)
+        except BaseException:  # no thread to be had
+            gang.crew.reap()
+            raise
+
+    def _supervise(self, gang: Gang) -> None:
+        with self._holding:
+            gang.supervise()
+            gang.crew.dismiss()
+            gang.crew.reap()
+
+    def settled(self, gang: Gang) -> None:
+        gang.crew.dismiss()  # not sooner: their end would take the caller's core

@@ -1,0 +1,250 @@
+"""A gang held open: its processes, the thread that watches them, and its context in the caller."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rankexec._future import RankedFuture
+from rankexec._gang import frameworks
+from rankexec._gang.call import Call, Raised, RankInfo, Stage, make_context
+from rankexec._gang.caller import CallerRank
+from rankexec._gang.crew import Crew
+from rankexec._gang.gang import Gang
+from rankexec._gang.held import Held
+from rankexec._gang.interrupts import Interrupts
+from rankexec._gang.names import Names
+from rankexec._gang.output import warn
+from rankexec._gang.plan import Plan, prepare
+from rankexec._gang.restore import as_before, default_group, end_group, turn
+from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
+from rankexec._gang.sockets import SessionSockets
+from rankexec._gang.watch import Watch
+from rankexec._settings import Settings
+from rankexec._slots import Slots
+from rankexec.errors import SessionLost
+from rankexec.launchers import Launcher
+
+__all__ = ("Standing",)
+
+LEAVE_SECONDS = 10.0
+"""How long the ranks may take to leave their context after a call that failed."""
+
+
+@dataclass
+class _Entry:
+    """The context as it was entered last."""
+
+    plan: Plan
+    held: Held
+    """In the caller's rank."""
+
+
+def _nothing() -> None:
+    """Run in the calls that only enter the context, or leave it."""
+
+
+class Standing:
+    """The processes of a session. See `run.Processes`.
+
+    Its thread watches them between calls too, and supervises each call.
+
+    Args:
+        settings: of the executor; the calls have their own.
+        slots: what the devices are taken from, for as long as the session lasts.
+        launcher: what starts the children.
+
+    Attributes:
+        names: which names of the caller's `__main__` the ranks have.
+        infos: the ranks, as the last call has seen them.
+        futures: of the calls that its thread runs.
+        watch: its thread.
+    """
+
+    def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
+        self.names = Names()
+        self.infos: list[RankInfo] = []
+        self.futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
+        self._stuck: list[int] = []
+        self._sockets = SessionSockets()
+        self._own: frameworks.Kept = {}
+        self._settings = settings
+        self._launcher = launcher
+        self._pid = os.getpid()
+        self._group: object = None  # that a call has made in the caller
+        self._entry: _Entry | None = None
+        self._entered = False
+        self._job: Job | None = None
+        self._gang: Gang | None = None
+        self._crew = Crew()
+        with ExitStack() as holding:
+            launcher.lease()
+            holding.callback(launcher.release)
+            self._devices = holding.enter_context(
+                slots.taken(settings.world_size, for_session=True)
+            )
+            self.watch = Watch(self._crew, holding.pop_all().close)
+
+    def enter(self) -> None:
+        """Start the ranks and have them enter the context. Raises what that has raised."""
+        self._run(self._own_job("hold", self._settings.timeout))
+
+    def check_alive(self) -> None:
+        """Raise SessionLost if a rank is known to be dead."""
+        if self._crew.has_lost():
+            raise self._crew.why_lost(self._stuck)
+
+    def queue(self, job: Job) -> None:
+        """Have a job whose ranks are all children run when those before it are done."""
+        self.futures.add(job.future)
+        if not self.watch.do(partial(self.run_apart, job)):
+            job.close()
+            raise self._crew.why_lost(self._stuck)
+
+    def _run(self, job: Job) -> None:
+        """Run a job of the session's own, and raise what it has raised."""
+        if self._settings.caller_rank is not None:
+            run_here(job)
+        else:
+            self.queue(job)
+            if self.watch.is_here():  # a future's callback: the job comes after it
+                return
+        try:
+            job.future.result()
+        except KeyboardInterrupt:  # what is to come before it will not end by itself
+            self.cancel(even_running=True)
+            raise
+
+    def cancel(self, *, even_running: bool) -> None:
+        """Cancel the calls that are pending, or run."""
+        for future in list(self.futures):
+            future._cancel(even_running=even_running)
+
+    # --- for jobs, see `run.Processes` ---
+
+    def run_apart(self, job: Job) -> None:
+        conduct_apart(job)
+        job.close()
+        self._job = None  # it holds the user's arguments
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        # What a framework keeps in this rank, it finds again in the next call.
+        with as_before(keep_group=True), frameworks.held(self._own), self.names.following():
+            before = default_group()
+            try:
+                yield
+            finally:
+                if default_group() is not before:
+                    self._group = default_group()
+                if self._gang is not None:
+                    self._see_to(self._gang, lambda job: conduct_here(job, Interrupts()))
+                self._gang = self._job = None
+
+    def prepare(self, job: Job) -> Part:
+        self._job = job
+        self.check_alive()
+        entry = self._entry
+        if entry is None or (job.stage == "hold" and not self._entered):
+            entry = self._entry = self._enter()
+        entry.held.stage = job.stage
+        self.infos = [replace(info) for info in entry.plan.infos]
+        plan = replace(
+            entry.plan,
+            packed=job.packed,
+            imports=job.settings.imports,
+            timeout=job.settings.timeout,
+            output=job.settings.output,
+            gather=job.settings.gather is not False,
+            infos=self.infos,
+            stage=job.stage,
+        )
+        return Part(plan, entry.held, CallerRank(plan.caller_rank or 0, self._sockets))
+
+    def _enter(self) -> _Entry:
+        """Decide everything once more: a new port, a new store, a new context for the caller."""
+        if self._entry is not None:
+            self._entry.plan.side.close()
+        context = make_context(self._settings.ctx)
+        plan = prepare(None, self._settings, self._devices, self._launcher, context)
+        return _Entry(plan, Held(context))
+
+    def drop(self, job: Job) -> None:
+        if job.going is None or not (values := job.going.lost()):
+            return
+        if self.watch.is_here() and not self._crew.has_lost():  # later calls rely on these names
+            with closing(self._own_job("hold", None, values)) as names:
+                conduct_apart(names)
+
+    def crew(self) -> Crew:
+        self._entered = self._job is not None and self._job.stage == "hold"
+        return self._crew
+
+    def supervise(self, gang: Gang) -> None:
+        if not self.watch.do(gang.supervise):
+            raise self._crew.why_lost(self._stuck)
+        self._gang = gang
+
+    def settled(self, gang: Gang) -> None:
+        self._see_to(gang, conduct_apart)
+
+    # --- after a call, and at the end ---
+
+    def _see_to(self, gang: Gang, conduct: Callable[[Job], Gang | None]) -> None:
+        """Leave the context on every rank if the call has failed; see whether all live."""
+        job = self._job
+        if job is not None and job.going is not None and not gang.began:
+            job.going.lost()
+        if gang.verdict is None and gang.cause is None:
+            return
+        self._entered = False
+        if not self._crew.has_lost() and job is not None and job.stage == "hold":
+            left = self._own_job("leave", LEAVE_SECONDS)
+            with closing(left), suppress(SessionLost):  # what counts is why the call failed
+                gang = conduct(left) or gang
+            if isinstance(gang.cause, Raised) and not gang.cause.lost_connection:
+                warn(f"rank {gang.cause.rank} left its context after a failure: {gang.cause.text}")
+        if self._crew.has_lost():
+            self._stuck = gang.stuck
+            self._leave_alone()
+
+    def _own_job(
+        self, stage: Stage, timeout: float | None, needed: dict[str, Any] | None = None
+    ) -> Job:
+        settings = replace(self._settings, timeout=timeout, gather=False)
+        call = Call(_nothing, (), {}, self._settings.ctx, needed or {})
+        job = Job(call, settings, self, RankedFuture(), stage)
+        job.pack()
+        return job
+
+    def _leave_alone(self) -> None:
+        """Leave both sides of the context in the caller, when the other ranks are dead."""
+        if self._entry is not None:
+            self._entry.held.leave_alone()
+            self._entry.plan.side.close()
+
+    def close(self) -> None:
+        """Leave the context on all ranks and end them. Raises what leaving has raised."""
+        if self._pid != os.getpid():  # a forked process has no part in it
+            return
+        try:
+            if not (self.watch.closing or self._crew.has_lost()):
+                self._run(self._own_job("leave", self._settings.timeout))
+        finally:
+            self.watch.close()
+            if self._settings.caller_rank is not None:
+                self._leave_here()
+            else:
+                self._leave_alone()
+
+    def _leave_here(self) -> None:
+        """Leave no group in the caller: that of ranks that have died, or one that a call made."""
+        with turn("a session's end", None), as_before(keep_group=True):
+            self._leave_alone()
+            if self._group is not None and default_group() is self._group:  # not another session's
+                end_group()

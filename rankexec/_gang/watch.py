@@ -1,0 +1,79 @@
+"""The thread of a session: it watches the ranks, and runs what is submitted, in order."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from rankexec._gang.crew import Crew
+
+__all__ = ("Watch",)
+
+Work = Callable[[], object]
+
+
+class Watch:
+    """Stands until it is closed and all is done, or until a rank has died. Idle, it takes no CPU.
+
+    Args:
+        crew: the ranks; when there is nothing more to do, they are let go and reaped.
+        at_end: called then, at last.
+    """
+
+    def __init__(self, crew: Crew, at_end: Callable[[], None]) -> None:
+        self.closing = False
+        self._crew = crew
+        self._at_end = at_end
+        self._work: deque[Work] = deque()
+        self._lock = threading.Lock()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="rankexec-session")
+        self._thread.start()
+
+    def do(self, work: Work) -> bool:
+        """Have the thread do something; returns False if there is none any more."""
+        context = contextvars.copy_context()  # a notebook's output finds its cell by it
+        with self._lock:
+            if self._over or self.closing:
+                return False
+            self._work.append(partial(context.run, work))
+        self._crew.loop.tell(_wake)
+        return True
+
+    def close(self) -> None:
+        """Let the thread end when all is done, and wait for it."""
+        with self._lock:
+            self.closing = True
+        self._crew.loop.tell(_wake)
+        if not self.is_here():
+            self._thread.join()
+
+    def is_here(self) -> bool:
+        """Return whether this is that thread: a future's callback may be what is asking."""
+        return threading.current_thread() is self._thread
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+            del work  # idle, hold nothing of the user's
+        self._crew.dismiss()
+        self._crew.reap()
+        self._at_end()
+
+    def _next(self) -> Work | None:
+        """Wait for something to do; None when there will be no more."""
+        while True:
+            with self._lock:
+                if self._work:
+                    return self._work.popleft()
+                if self.closing or self._crew.has_lost():
+                    self._over = True
+                    return None
+            self._crew.loop.handle(None)
+
+
+def _wake() -> None:
+    """Nothing: what counts is that the loop looks around."""
