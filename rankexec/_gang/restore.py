@@ -19,10 +19,9 @@ from rankexec._gang import frameworks
 from rankexec.errors import GangTimeout
 
 __all__ = (
+    "OwnGroup",
     "as_before",
     "base_environment",
-    "default_group",
-    "end_group",
     "has_group",
     "name_groups_afresh",
     "restore_environment",
@@ -129,7 +128,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
         if cwd is not None and _directory() != cwd:
             _go_back(cwd)
         if not (group or keep_group):
-            end_group()
+            _end_group()
         if device is not None and _cuda_device() != device:
             sys.modules["torch"].cuda.set_device(device)
         name_groups_afresh()
@@ -166,8 +165,30 @@ def has_group() -> bool:
     return bool(distributed and distributed.is_available() and distributed.is_initialized())
 
 
-def default_group() -> object:
-    """Return the default process group of this process, or None."""
+class OwnGroup:
+    """The default group that calls of a session have made in this process, while it is there."""
+
+    def __init__(self) -> None:
+        self._group: object = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what the body makes of the default group."""
+        before = _default_group()
+        try:
+            yield
+        finally:
+            if (now := _default_group()) is not before:
+                self._group = now
+
+    def end(self) -> None:
+        """Destroy it, unless it is gone. Nothing is kept: a reference would keep its threads."""
+        group, self._group = self._group, None
+        if group is not None and group is _default_group():
+            _end_group()
+
+
+def _default_group() -> object:
     return sys.modules["torch.distributed"].group.WORLD if has_group() else None
 
 
@@ -176,8 +197,7 @@ def _cuda_device() -> int | None:
     return cuda.current_device() if cuda and cuda.is_initialized() else None
 
 
-def end_group() -> None:
-    """Destroy the default process group, if there is one."""
+def _end_group() -> None:
     if not has_group():
         return
     try:

@@ -21,7 +21,7 @@ from rankexec._gang.interrupts import Interrupts
 from rankexec._gang.names import Names
 from rankexec._gang.output import warn
 from rankexec._gang.plan import Plan, prepare
-from rankexec._gang.restore import as_before, default_group, end_group, turn
+from rankexec._gang.restore import OwnGroup, as_before, turn
 from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
 from rankexec._gang.sockets import SessionSockets
 from rankexec._gang.watch import Watch
@@ -76,7 +76,7 @@ class Standing:
         self._settings = settings
         self._launcher = launcher
         self._pid = os.getpid()
-        self._group: object = None  # that a call has made in the caller
+        self._own_group = OwnGroup()
         self._entry: _Entry | None = None
         self._entered = False
         self._job: Job | None = None
@@ -136,12 +136,10 @@ class Standing:
     def standing(self) -> Iterator[None]:
         # What a framework keeps in this rank, it finds again in the next call.
         with as_before(keep_group=True), frameworks.held(self._own), self.names.following():
-            before = default_group()
             try:
-                yield
+                with self._own_group.noted():
+                    yield
             finally:
-                if default_group() is not before:
-                    self._group = default_group()
                 if self._gang is not None:
                     self._see_to(self._gang, lambda job: conduct_here(job, Interrupts()))
                 self._gang = self._job = None
@@ -246,5 +244,4 @@ class Standing:
         """Leave no group in the caller: that of ranks that have died, or one that a call made."""
         with turn("a session's end", None), as_before(keep_group=True):
             self._leave_alone()
-            if self._group is not None and default_group() is self._group:  # not another session's
-                end_group()
+            self._own_group.end()
