@@ -1,4 +1,4 @@
-"""`map` of an executor with a `caller_rank`: each gang runs when its result is asked for."""
+"""`map`: with a `caller_rank` each gang runs when its result is asked for, else ahead of that."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ def run_ahead(
     submit: Callable[[Any], Future[Any]],
     items: Iterator[Any],
     timeout: float | None,
-    buffersize: int,
+    buffersize: int | None,
 ) -> Iterator[Any]:
-    """Yield results in order while at most `buffersize` gangs are submitted ahead."""
+    """Yield results in order; submit all gangs now, or keep at most `buffersize` ahead."""
     end = None if timeout is None else timeout + time.monotonic()
-    ahead = deque(submit(item) for _, item in zip(range(buffersize), items, strict=False))
+    ahead = deque(submit(item) for item in itertools.islice(items, buffersize))
 
     def results() -> Iterator[Any]:
         try:
@@ -118,10 +118,18 @@ def run_ahead(
                 for item in items:
                     ahead.append(submit(item))
                     break
-                future = ahead.popleft()
-                yield future.result(None if end is None else end - time.monotonic())
+                left = None if end is None else end - time.monotonic()
+                yield _result_or_cancel(ahead.popleft(), left)
         finally:
             for future in ahead:
                 future.cancel()
 
     return results()
+
+
+def _result_or_cancel(future: Future[Any], timeout: float | None) -> Any:
+    try:
+        return future.result(timeout)
+    finally:
+        future.cancel()
+        del future  # or its exception's traceback holds it

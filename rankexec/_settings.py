@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rankexec._checks import check_count, check_list, check_seconds, check_variables
+from rankexec._checks import check_count, check_list, check_rank, check_seconds, check_variables
 from rankexec._gang import namespace
 from rankexec._slots import cpu_count, visible_gpus
 
@@ -54,10 +54,11 @@ class Settings:
     ) -> Settings:
         """Return the settings; raises ValueError or TypeError, naming the argument."""
         check_count("world_size", world_size)
+        check_rank("caller_rank", caller_rank, world_size)
         return cls(
             world_size=world_size,
             ctx=_checked_ctx(ctx),
-            caller_rank=_checked_caller_rank(caller_rank, world_size),
+            caller_rank=caller_rank,
             gather=_checked_gather(gather),
             timeout=_checked_timeout(timeout),
             need=_checked_need(need),
@@ -113,18 +114,6 @@ def _checked_ctx(ctx: Any) -> Any:
     raise TypeError(
         f"ctx takes a context manager, or a callable without arguments that makes one, got {ctx!r}"
     )
-
-
-def _checked_caller_rank(caller_rank: Any, world_size: int) -> int | None:
-    if caller_rank is None:
-        return None
-    if isinstance(caller_rank, bool) or not isinstance(caller_rank, int):
-        raise TypeError(
-            f"caller_rank takes an int from 0 to world_size-1, or None, got {caller_rank!r}"
-        )
-    if not 0 <= caller_rank < world_size:
-        raise ValueError(f"caller_rank takes 0 to {world_size - 1}, or None, got {caller_rank}")
-    return caller_rank
 
 
 def _checked_gather(gather: Any) -> Any:

@@ -47,9 +47,10 @@ class Slots:
         self._free = list(devices or ())
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
-        # By thread, the devices that its gang has, and that sessions it has opened have.
-        self._of_gangs: Counter[int] = Counter()
-        self._of_sessions: Counter[int] = Counter()
+        # By thread, the devices that its gang has, and that sessions it has opened have. Not by its
+        # ident, which another thread may have while a session outlives its opener.
+        self._of_gangs: Counter[threading.Thread] = Counter()
+        self._of_sessions: Counter[threading.Thread] = Counter()
 
     def check_reachable(self, world_size: int, *, inside: bool) -> None:
         """Raise RuntimeError if only this thread itself could free what a new gang needs.
@@ -58,7 +59,7 @@ class Slots:
             world_size: the ranks of the new gang.
             inside: whether the thread is a rank; else its last gang's ranks are ending just now.
         """
-        thread = threading.get_ident()
+        thread = threading.current_thread()
         held = self._of_sessions[thread] + (self._of_gangs[thread] if inside else 0)
         if held and len(self.devices or ()) - held < world_size:
             raise RuntimeError(
@@ -85,7 +86,7 @@ class Slots:
                 self._changed.notify_all()
             mine, self._free = self._free[:world_size], self._free[world_size:]
             self._changed.notify_all()
-        thread = threading.get_ident()
+        thread = threading.current_thread()
         holders = self._of_sessions if for_session else self._of_gangs
         holders[thread] += world_size
         try:
@@ -93,5 +94,7 @@ class Slots:
         finally:
             with self._changed:
                 holders[thread] -= world_size
+                if not holders[thread]:
+                    del holders[thread]
                 self._free = [d for d in self.devices if d in self._free or d in mine]
                 self._changed.notify_all()

@@ -19,6 +19,7 @@ __all__ = (
     "gpu_memory_returned",
     "has_own_gpu",
     "loopback_store",
+    "peak_gpu_memory",
     "wait_for_all",
 )
 
@@ -107,6 +108,12 @@ def _gpu_memory() -> tuple[int, int] | None:
     if torch is None or not torch.cuda.is_initialized():
         return None
     return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+
+def peak_gpu_memory() -> int | None:
+    """Return the most that torch has held of this process's present GPU, in bytes; None without."""
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
+    return int(cuda.max_memory_reserved()) if cuda and cuda.is_initialized() else None
 
 
 def check_group(rank: int, size: int) -> None:

@@ -177,12 +177,10 @@ class RankedExecutor(Executor):
         """
         check_map(fn, timeout, chunksize, buffersize)
         self._shared.check_open()
-        if self._settings.caller_rank is None and buffersize is None:
-            return super().map(fn, *iterables, timeout=timeout)
         items = zip(*iterables, strict=False)
         run = partial(self._submit, fn=fn, kwargs={})
         if self._settings.caller_rank is None:
-            return run_ahead(partial(run, self._settings), items, timeout, buffersize or 1)
+            return run_ahead(partial(run, self._settings), items, timeout, buffersize)
         started = self._shared.started
         return self._shared.hold(LazyMap(run, self._settings, items, timeout, started, buffersize))
 

@@ -116,12 +116,10 @@ class Session(Executor):
         """
         check_map(fn, timeout, chunksize, buffersize)
         self._open.checked()
-        if self._settings.caller_rank is None and buffersize is None:
-            return super().map(fn, *iterables, timeout=timeout)
         items = zip(*iterables, strict=False)
         run = partial(self._submit, fn=fn, kwargs={})
         if self._settings.caller_rank is None:
-            return run_ahead(partial(run, self._settings), items, timeout, buffersize or 1)
+            return run_ahead(partial(run, self._settings), items, timeout, buffersize)
         return LazyMap(run, self._settings, items, timeout, lambda _: None, buffersize)
 
     def push(self, **names: Any) -> None:
@@ -214,7 +212,10 @@ class Session(Executor):
         return derived
 
     def restart(self) -> None:
-        """End the ranks, if they live, and start new ones, with empty namespaces."""
+        """End the ranks, if they live, and start new ones, with empty namespaces.
+
+        Calls that run or are pending come to their end first; `cancel()` one that never does.
+        """
         self._open.restart()
 
     def close(self) -> None:

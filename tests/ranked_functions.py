@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -118,3 +120,9 @@ class SubmitsInTheCaller:
         with RankedExecutor(world_size) as executor:
             executor.submit(rank).result()
         yield {}
+
+
+def use_gpu_memory(size: int) -> None:
+    """Make this process one whose torch has held so much of a GPU, as far as it can be asked."""
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_reserved=lambda: size)
+    sys.modules["torch"] = SimpleNamespace(cuda=cuda)  # type: ignore[assignment]  # no GPU here

@@ -291,6 +291,17 @@ def test_ranks(make_executor, caller_rank) -> None:
     assert all(info.ready <= entered for info in children)
 
 
+@with_children_only
+def test_gpu_memory_of_ranks(make_executor) -> None:
+    """It is known of ranks that have used CUDA."""
+    with make_executor(2, caller_rank=None) as executor:
+        without = executor.submit(os.getpid)
+        future = executor.submit(ranked_functions.use_gpu_memory, 3 << 30)
+        future.result()
+    assert [info.peak_gpu_memory for info in future.ranks] == [3 << 30] * 2
+    assert [info.peak_gpu_memory for info in without.ranks] == [None] * 2
+
+
 def test_ranks_of_a_failed_gang(make_executor) -> None:
     """The exit code tells how a rank ended."""
     executor = make_executor(2, caller_rank=None)

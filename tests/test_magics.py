@@ -267,6 +267,19 @@ def test_ranks(run) -> None:
     assert (off["error"], "there is no gang" in off["text"]) == ("UsageError", True)
 
 
+def test_ranks_that_use_gpus(run) -> None:
+    """Their GPU memory has a column of its own."""
+    *_, info = run(
+        "%ranks 2",
+        "%%ranked --remote\nimport ranked_functions\nranked_functions.use_gpu_memory(3 << 30)",
+        "%ranks",
+    )
+    _, head, *rows = info["shown"][0]["text/plain"].splitlines()
+    assert head.endswith("  memory  GPU memory")
+    assert [row.split()[-2:] for row in rows] == [["3072", "MiB"]] * 2
+    assert "<th>GPU memory</th>" in info["shown"][0]["text/html"]
+
+
 def test_ranks_in_ddp(run) -> None:
     """--ddp: the ranks are in one group, which is gone from the notebook afterwards."""
     if not importlib.util.find_spec("torch"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack
 
 import pytest
 from helpers import wait_until
@@ -107,6 +108,34 @@ def test_first_come_first_served(start):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+def test_a_session_that_outlives_the_thread_that_opened_it():
+    """A thread that happens to have its ident may wait for the devices: it holds none."""
+    slots = Slots(["0", "1"])
+    with ExitStack() as session:
+        opener = threading.Thread(
+            target=lambda: session.enter_context(slots.taken(2, for_session=True))
+        )
+        opener.start()
+        opener.join()
+        refused = []
+
+        def check():
+            try:
+                slots.check_reachable(1, inside=False)
+            except RuntimeError as error:
+                refused.append(error)
+
+        for _ in range(100):
+            later = threading.Thread(target=check)
+            later.start()
+            later.join()
+            if later.ident == opener.ident:
+                break
+        else:
+            pytest.skip("no thread gets an ident that another has had")
+        assert not refused
+
+
 def test_interrupted_wait(start):
     """Whoever gives up waiting stands in nobody's way."""
     slots = Slots(["0", "1"])

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from rankexec._torch import peak_gpu_memory
+
 __all__ = (
     "Call",
     "Died",
@@ -139,6 +141,8 @@ class RankInfo:
     exitcode: int | None = None
     peak_memory: int | None = None
     """Largest resident size of the process, in bytes; known once it is reaped."""
+    peak_gpu_memory: int | None = None
+    """Most that torch has held of the rank's GPU until `fn` ended, in bytes; None without CUDA."""
     started: float | None = None
     ready: float | None = None
     context_entered: float | None = None
@@ -189,7 +193,7 @@ def perform(
         error = exc if error is None else error
         inside.__exit__(None, None, None)
     try:
-        info.fn_left = time.monotonic()
+        info.fn_left, info.peak_gpu_memory = time.monotonic(), peak_gpu_memory()
         try:
             report(error, value)
         finally:  # a Ctrl-C may come just now; what was entered is left nevertheless

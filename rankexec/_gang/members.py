@@ -14,6 +14,9 @@ from rankexec.launchers import Child, Ended
 __all__ = ("Member",)
 
 _STACKS_LIMIT = 1 << 20
+# By the rank itself.
+_TIMES = ("ready", "context_entered", "fn_entered", "fn_left", "context_left")
+_MEASURED = (*_TIMES, "peak_gpu_memory")
 
 
 class Member:
@@ -74,10 +77,10 @@ class Member:
         self.info.started = min(when, self.info.started or when)
 
     def note(self, theirs: RankInfo) -> None:
-        """Take over what the rank itself knows, and the times that it has measured."""
+        """Take over what the rank itself knows, and has measured."""
         if theirs.pid is not None and theirs.started is not None:
             self.begin(theirs.pid, theirs.started)
-        for name in ("ready", "context_entered", "fn_entered", "fn_left", "context_left"):
+        for name in _MEASURED:
             if (value := getattr(theirs, name)) is not None:
                 setattr(self.info, name, value)
 

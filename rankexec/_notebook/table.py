@@ -11,7 +11,7 @@ from rankexec._gang.call import RankInfo
 
 __all__ = ("Table",)
 
-_HEAD = ("rank", "device", "pid", "start", "cell", "end", "exit code", "memory")
+_HEAD = ("rank", "device", "pid", "start", "cell", "end", "exit code", "memory", "GPU memory")
 
 
 class Table:
@@ -37,8 +37,8 @@ class Table:
         self._held = True
 
     def __repr__(self) -> str:
-        rows = [_HEAD, *self._rows()] if self._world_size else []
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))] if rows else []
+        rows = self._rows() if self._world_size else []
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in rows
@@ -49,10 +49,10 @@ class Table:
         title = f"<p>{html.escape(self._title())}</p>"
         if not self._world_size:
             return title
-        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        names, *rows = self._rows()
+        head = "".join(f"<th>{name}</th>" for name in names)
         body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in self._rows()
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
         )
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -70,17 +70,16 @@ class Table:
         return f"{ranks}, {here}{within}{held}{ran}"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        if self.ranks:
-            return [_row(info) for info in self.ranks]
-        return [
-            _row(RankInfo(rank, device=self._devices[rank] if self._devices else None))
+        """Return the head and a row for each rank; of GPU memory only where a rank has used it."""
+        ranks = self.ranks or [
+            RankInfo(rank, device=self._devices[rank] if self._devices else None)
             for rank in range(self._world_size)
         ]
+        rows = [_HEAD, *map(_row, ranks)]
+        return rows if any(info.peak_gpu_memory for info in ranks) else [row[:-1] for row in rows]
 
 
 def _row(info: RankInfo) -> tuple[str, ...]:
-    used = info.peak_memory or _memory_now(info)
-    memory = None if used is None else f"{used / 2**20:.0f} MiB"
     texts = (
         info.rank,
         info.device,
@@ -89,7 +88,8 @@ def _row(info: RankInfo) -> tuple[str, ...]:
         _seconds(info.fn_entered, info.fn_left),
         _seconds(info.fn_left, info.reaped),
         info.exitcode,
-        memory,
+        _mebibytes(info.peak_memory or _memory_now(info)),
+        _mebibytes(info.peak_gpu_memory),
     )
     return tuple("-" if text is None else str(text) for text in texts)
 
@@ -102,6 +102,10 @@ def _memory_now(info: RankInfo) -> int | None:
         return int(psutil.Process(info.pid).memory_info().rss)
     except psutil.Error:  # it has just ended
         return None
+
+
+def _mebibytes(size: int | None) -> str | None:
+    return None if size is None else f"{size / 2**20:.0f} MiB"
 
 
 def _seconds(since: float | None, until: float | None) -> str | None:

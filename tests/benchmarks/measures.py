@@ -148,11 +148,11 @@ def interrupted(it: Any, *, size: int) -> Numbers:
             _gang(it, "be_stuck", meeting, size=size, ddp=True)
         except KeyboardInterrupt:
             taken = (time.monotonic() - sent[0]) * 1000
-        time.sleep(1)
-        ranks = [int(pid) for pid in bodies.notes(meeting, "stuck") if int(pid) != os.getpid()]
-    left = [pid for pid in ranks if psutil.pid_exists(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        ranks = {int(pid) for pid in bodies.notes(meeting, "stuck")} - {os.getpid()}
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if p.pid in ranks], timeout=1)
+    left = [rank.pid for rank in alive]
+    for rank in alive:
+        rank.kill()
     return {"": taken, LEFT: len(left)} if left else {"": taken}
 
 
