@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -245,6 +246,56 @@ def test_standby_beside_a_long_gang():
         future = executor.submit(time.sleep, 600)
         assert not two_parked_after(ahead) & ahead
         assert future.cancel()
+
+
+def looked_around() -> dict[str, object]:
+    """Return what a rank finds in its process."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "environment": {k: v for k, v in os.environ.items() if k != "MASTER_PORT"},
+        "umask": umask,
+        "path": sys.path,
+        "arguments": sys.argv,
+        "main": sorted(vars(sys.modules["__main__"])),
+        "modules": sorted(sys.modules),
+        "handlers": {n: str(signal.getsignal(n)) for n in signal.valid_signals()},
+        "streams": [(s.fileno(), s.encoding, s.line_buffering) for s in (sys.stdout, sys.stderr)],
+    }
+
+
+def test_standby_children_are_as_fresh_as_others():
+    """Nothing is seen of it that they were there before, and have run a call by themselves."""
+    with executor_with(LocalLauncher("forkserver", standby=True)) as executor:
+        ahead = two_parked_after(executor.submit(os.getpid).result())
+        future = executor.submit(looked_around)
+        found = future.result()
+        assert {info.pid for info in future.ranks} == ahead
+    with executor_with(LocalLauncher("forkserver")) as executor:
+        assert found == executor.submit(looked_around).result()
+
+
+def test_standby_in_a_directory_that_is_gone(tmp_path):
+    """The guardian's: its children are parked all the same, and found when they are needed."""
+    source = """
+import os, time
+from rankexec import LocalLauncher, RankedExecutor
+from test_forkserver import executor_with, two_parked_after
+
+os.mkdir("gone")
+os.chdir("gone")
+with executor_with(LocalLauncher("forkserver", standby=True)) as executor:
+    pids = executor.submit(os.getpid).result()
+    os.chdir("..")
+    os.rmdir("gone")
+    for _ in range(2):
+        ahead = two_parked_after(pids)
+        pids = executor.submit(os.getpid).result()
+    print(set(pids) == ahead)
+"""
+    assert run_script(tmp_path, source) == "True\n"
 
 
 def test_standby_child_killed_while_parked():

@@ -30,16 +30,17 @@ import types
 from contextlib import suppress
 from typing import Any
 
-from multiprocess import spawn
+from multiprocess import Pipe, spawn
 from multiprocess.connection import Connection
 
 from rankexec._gang import libc, output, sockets
-from rankexec._gang.call import RankInfo
+from rankexec._gang.call import Call, RankInfo, Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
+from rankexec._gang.wire import pack_result
 
-__all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded")
+__all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded", "rehearse")
 
 TOKEN_BYTES = 32
 
@@ -77,6 +78,21 @@ def main_unguarded(port: int) -> None:
     sockets.PASSES_FILES = False
     _talk(Channel(Connection(channel.detach())), began)
     _end_children()
+
+
+def rehearse() -> None:
+    """Serve an empty call that this process sends itself, and leave."""
+    ours, theirs = (Channel(end) for end in Pipe())
+    preparation = spawn.get_preparation_data("rank")
+    preparation.update(umask=0o077, authkey=bytes(preparation["authkey"]))
+    ours.send("prepare", preparation)
+    call = pack_result(Call(int, (), {}, None, {}), frozenset())
+    ours.send("call", (Seat(0, 1, "", 0, 0, 1), "", False, "once"), call)
+    ours.send("go")
+    ours.send("leave")
+    _talk(theirs, time.monotonic())
+    ours.close()
+    theirs.close()
 
 
 def _watch(line: socket.socket) -> None:

@@ -124,6 +124,8 @@ class Forks:
 
 def _wait(line: Connection) -> Begin | None:
     """Wait (parked) for what this rank is to be; None: it is not needed."""
+    if not line.poll():
+        _rehearse()
     try:
         environment = pickle.loads(line.recv_bytes())
         with socket.fromfd(line.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
@@ -173,6 +175,18 @@ def _forget_finalizers() -> None:
 
 
 _inherited: list[Any] = []
+
+
+def _rehearse() -> None:
+    """Run an empty call: the pages that a rank writes to are this fork's own from then on.
+
+    Nobody waits for it, and it takes a quarter off the time of the real call, which replaces all
+    that this one sets, as in a session.
+    """
+    with suppress(OSError):  # no descriptors left, or the guardian's directory is gone
+        nothing = [os.open(os.devnull, os.O_RDWR) for _ in range(2)]
+        _take_over(Begin([-1, -1, *nothing], dict(os.environ)))
+        worker.rehearse()
 
 
 def _take_over(begin: Begin) -> None:
