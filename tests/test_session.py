@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -420,6 +421,29 @@ def test_rank_that_dies(open_session, rank):
     assert not set(pids(session)) & set(before)
     with pytest.raises(NameError):
         session.pull("kept")
+
+
+def is_free(port: int) -> bool:
+    """Return whether a port can be bound."""
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@with_children_only
+def test_a_lost_session_gives_its_port_back(open_session, rank):
+    """It is nobody's when the session is closed."""
+    session = open_session()
+    port = int(session.submit(os.getenv, "MASTER_PORT").result())
+    assert not is_free(port)
+    dies = partial(faulty_ranks.exit_at_once, 7)
+    assert isinstance(session.submit(one_does, rank, dies).exception(), RankDied)
+    session.close()
+    assert is_free(port)
 
 
 def test_rank_that_dies_between_calls(open_session):

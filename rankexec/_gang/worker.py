@@ -44,6 +44,10 @@ __all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded",
 
 TOKEN_BYTES = 32
 
+GIVE_WAY_SECONDS = 0.0003
+"""How long a rank that may go waits. Its end takes a core for 2 ms, just when the caller's thread
+that waits for the result is to wake up on it."""
+
 # A real-time signal: frameworks and users have their own ideas about SIGUSR1 and SIGUSR2.
 # Windows has neither, and no local launcher.
 STACKS_SIGNAL: int = (
@@ -57,6 +61,7 @@ def main(channel: int, stacks: int, guardian: int) -> None:
     die_with(guardian)
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     _talk(Channel(Connection(channel)), began)
+    time.sleep(GIVE_WAY_SECONDS)
 
 
 def main_unguarded(port: int) -> None:
