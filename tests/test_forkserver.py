@@ -277,8 +277,8 @@ def test_standby_children_are_as_fresh_as_others():
         assert found == executor.submit(looked_around).result()
 
 
-def test_standby_in_a_directory_that_is_gone(tmp_path):
-    """The guardian's: its children are parked all the same, and found when they are needed."""
+def test_the_callers_directory_is_removed(tmp_path):
+    """The caller may remove its directory: the guardian does not stay in it, and goes on."""
     source = """
 import os, time
 from rankexec import LocalLauncher, RankedExecutor

@@ -183,7 +183,7 @@ def _rehearse() -> None:
     Nobody waits for it, and it takes a quarter off the time of the real call, which replaces all
     that this one sets, as in a session.
     """
-    with suppress(OSError):  # no descriptors left, or the guardian's directory is gone
+    with suppress(OSError):  # no descriptors are left, say: then the call itself will tell
         nothing = [os.open(os.devnull, os.O_RDWR) for _ in range(2)]
         _take_over(Begin([-1, -1, *nothing], dict(os.environ)))
         worker.rehearse()

@@ -29,7 +29,7 @@ def command_for(module: str, main: str = "main") -> list[str]:
     with suppress(OSError):  # the directory is gone: nothing can be imported from there
         here = ""
         here = os.getcwd()
-    path = "\n".join(entry or here for entry in sys.path if isinstance(entry, str))
+    path = "\n".join(os.path.join(here, p) if p else here for p in sys.path if isinstance(p, str))
     python = os.fsdecode(spawn.get_executable())
     return [
         python,

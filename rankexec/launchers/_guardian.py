@@ -137,6 +137,9 @@ class _Guardian:
         environment: Mapping[str, str],
     ) -> None:
         status = Connection(fds.pop(), readable=False)
+        # What is to be imported from the caller's directory is here. That may be removed, and
+        # CPython 3.13 then raises SystemError for each attribute that a module has not.
+        os.chdir("/")
         try:
             if command is not None:
                 pid = _exec(command, environment, fds)

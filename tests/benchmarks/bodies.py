@@ -183,7 +183,7 @@ def as_mpify_rank(results: Any, rank: int, *place_and_call: Any) -> Any:
 if __name__ == "__main__":
     # DDP would import it inside the group, whose threads it then keeps to the end of the process,
     # where torch aborts now and then ("terminate called without an active exception").
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo  # noqa: F401  # see above
 
     rate = in_group(train, int(sys.argv[1]))
     if os.environ["RANK"] == "0":
