@@ -113,7 +113,12 @@ def _gpu_memory() -> tuple[int, int] | None:
 def peak_gpu_memory() -> int | None:
     """Return the most that torch has held of this process's present GPU, in bytes; None without."""
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
-    return int(cuda.max_memory_reserved()) if cuda and cuda.is_initialized() else None
+    if not (cuda and cuda.is_initialized()):
+        return None
+    try:
+        return int(cuda.max_memory_reserved())
+    except RuntimeError:  # every call to a GPU that has failed; what counts is `fn`'s own error
+        return None
 
 
 def check_group(rank: int, size: int) -> None:

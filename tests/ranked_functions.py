@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -124,5 +124,19 @@ class SubmitsInTheCaller:
 
 def use_gpu_memory(size: int) -> None:
     """Make this process one whose torch has held so much of a GPU, as far as it can be asked."""
-    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_reserved=lambda: size)
+    _be_on_gpu(lambda: size)
+
+
+def fail_on_gpu() -> None:
+    """Raise, as every later call to the GPU does."""
+
+    def fail() -> int:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    _be_on_gpu(fail)
+    raise ValueError("the first error")
+
+
+def _be_on_gpu(max_memory_reserved: Callable[[], int]) -> None:
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_reserved=max_memory_reserved)
     sys.modules["torch"] = SimpleNamespace(cuda=cuda)  # type: ignore[assignment]  # no GPU here

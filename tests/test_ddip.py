@@ -360,6 +360,7 @@ class Cuda:
     def is_initialized(): return True
     def memory_allocated(): return Cuda.used
     def memory_reserved(): return Cuda.used
+    def max_memory_reserved(): return Cuda.used
     def empty_cache(): Cuda.calls += 1
 torch.cuda = Cuda
 """

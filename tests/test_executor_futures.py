@@ -302,6 +302,13 @@ def test_gpu_memory_of_ranks(make_executor) -> None:
     assert [info.peak_gpu_memory for info in without.ranks] == [None] * 2
 
 
+@with_children_only
+def test_gpu_that_has_failed(make_executor) -> None:
+    """What the function raised is what counts, not what asking for its memory raises."""
+    future = make_executor(2, caller_rank=None).submit(ranked_functions.fail_on_gpu)
+    assert isinstance(future.exception(), ValueError)
+
+
 def test_ranks_of_a_failed_gang(make_executor) -> None:
     """The exit code tells how a rank ended."""
     executor = make_executor(2, caller_rank=None)
