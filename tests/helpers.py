@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -40,6 +41,16 @@ def wait_until(predicate: Callable[[], T], what: str = "", seconds: float = WAIT
             raise AssertionError(f"not within {seconds:g} s: {what or predicate!r}")
         time.sleep(0.01)
     return value
+
+
+def whole_lines(text: str) -> list[str]:
+    """Return the lines of all ranks, children's first.
+
+    `print` writes its values in pieces to the caller's stream, so that a child's line, which comes
+    in one piece, may be in the middle of one of the caller's.
+    """
+    of_children = r"(\[rank \d+\] .*)\n"
+    return [*re.findall(of_children, text), *re.sub(of_children, "", text).splitlines()]
 
 
 def is_running(pid: int) -> bool:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from helpers import run_python, run_script
+from helpers import run_python, run_script, whole_lines
 
 import rankexec._gang
 
@@ -89,11 +89,8 @@ def by_rank(text: str) -> dict[str, list[str]]:
     # A table of living ranks: its columns are as wide as its pids.
     text = re.sub(r" {2,}", "  ", re.sub(r"\b\d+ MiB\b", "N MiB", text))
     text = re.sub(r"^(  \d+  \S+  )\d+(?=  N s)", r"\1N", text, flags=re.MULTILINE)
-    # `print` in the caller writes its text and the end of its line one after the other, and lines
-    # of other ranks may come between the two.
-    text = re.sub(r"(?<=[^\n])(?=\[rank \d+\] )", "\n", text)
     lines = defaultdict(list)
-    for line in filter(None, text.splitlines()):
+    for line in filter(None, whole_lines(text)):
         lines["".join(re.findall(r"^\[rank \d+\]", line))].append(line.rstrip())
     return lines
 

@@ -18,7 +18,7 @@ from functools import partial, wraps
 
 import psutil
 import pytest
-from helpers import is_running, run_python, run_script, wait_until
+from helpers import is_running, run_python, run_script, wait_until, whole_lines
 
 from rankexec import GangTimeout, NotShippable, RankDied, RankedExecutor
 from rankexec.mpify import TorchDDPCtx, global_imports, import_star, in_torchddp, ranch
@@ -471,11 +471,10 @@ if __name__ == "__main__":
 @needs_torch
 def test_torch_tutorial(tmp_path):
     """The first example of mpify: torch's tutorial on point-to-point messages and all-reduce."""
-    printed = re.split(r"\n|(?=\[rank \d\] )", run_script(tmp_path, POINT_TO_POINT))
+    printed = whole_lines(run_script(tmp_path, POINT_TO_POINT))
     sent = [f"Rank  {rank}  has data  tensor({max(rank, 1) if rank else 2}.)" for rank in range(3)]
     added = [f"AllReduce: Rank  {rank}  has data  tensor(3.)" for rank in range(3)]
-    # `print` in the caller writes its text and the end of its line one after the other.
-    plain = [re.sub(r"^\[rank \d\] ", "", line) for line in printed if line]
+    plain = [re.sub(r"^\[rank \d\] ", "", line) for line in printed]
     assert sorted(plain) == sorted([*sent, *sent, *added])
 
 
