@@ -14,6 +14,7 @@ from typing import Any
 __all__ = (
     "abort_nccl",
     "check_group",
+    "cuda_in_use",
     "destroy_group",
     "do_not_wait_at_exit",
     "gpu_memory_returned",
@@ -91,6 +92,12 @@ def has_own_gpu(torch: Any, ranks: int) -> bool:
     return bool(torch.cuda.device_count() >= ranks)
 
 
+def cuda_in_use() -> Any:
+    """Return torch.cuda if this process has used it, else None; torch is not imported for that."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
+    return cuda if cuda and cuda.is_initialized() else None
+
+
 @contextmanager
 def gpu_memory_returned() -> Iterator[None]:
     """Give free GPU memory back to the driver at the end, if more or less is used than before."""
@@ -104,16 +111,14 @@ def gpu_memory_returned() -> Iterator[None]:
 
 
 def _gpu_memory() -> tuple[int, int] | None:
-    torch: Any = sys.modules.get("torch")  # who has not imported it uses no GPU by it
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    cuda = cuda_in_use()
+    return None if cuda is None else (cuda.memory_allocated(), cuda.memory_reserved())
 
 
 def peak_gpu_memory() -> int | None:
     """Return the most that torch has held of this process's present GPU, in bytes; None without."""
-    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)  # torch may be half imported
-    if not (cuda and cuda.is_initialized()):
+    cuda = cuda_in_use()
+    if cuda is None:
         return None
     try:
         return int(cuda.max_memory_reserved())

@@ -10,6 +10,7 @@ import faulty_ranks
 import pytest
 from faulty_ranks import all_reduce, one_does
 from helpers import Marks, running_script, wait_until, with_the_caller
+from test_faults_torch import no_group_left  # noqa: F401  # a fixture
 from test_interrupts import interrupted  # noqa: F401  # a fixture
 from test_session import main_as_before, open_session, pids  # noqa: F401  # fixtures
 
@@ -20,16 +21,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torch._dynamo")
 
 WORLD = 2
-
-
-@pytest.fixture(autouse=True)
-def no_group_left():
-    """The caller has no default group before, and none after, whatever happened."""
-    assert not torch.distributed.is_initialized()
-    threads = torch.get_num_threads()
-    yield
-    assert not torch.distributed.is_initialized()
-    assert torch.get_num_threads() == threads
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A thread that runs the user's code as a rank, and how it is broken off.
 
-`break_out`, `cut_off` and `stack` are for another thread, all else is the thread's own.
+`break_out`, `cut_off`, `break_off` and `stack` are another thread's, all else is the thread's own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from typing import Any
 from rankexec._gang.output import warn
 from rankexec._gang.sockets import SessionSockets, tcp_sockets
 
-__all__ = ("BREAK_SECONDS", "Breakable", "GangEnded")
+__all__ = ("BREAK_SECONDS", "CUT_OFF_AFTER_SECONDS", "Breakable", "GangEnded")
 
 BREAK_SECONDS = 0.2
 """How long to wait for a rank to break off before the next means."""
+CUT_OFF_AFTER_SECONDS = 0.05
+"""How long before its sockets are shut: in the first milliseconds a store's client would take a
+connection that is shut for a server that is not there yet, and wait before it tries again."""
 
 
 class GangEnded(BaseException):
@@ -117,6 +120,18 @@ class Breakable:
             warn(f"the context of rank {self.number}, which was to abort, raised {error!r}")
         else:
             self._abort = abort  # it has not failed: once more, if need be
+
+    def break_off(self, left: Callable[[float], bool]) -> None:
+        """Go on after `break_out`, by both means, until the rank has left.
+
+        Args:
+            left: waits so many seconds; returns whether it has left, or need not any more.
+        """
+        pause = CUT_OFF_AFTER_SECONDS
+        while not left(pause):
+            pause = BREAK_SECONDS
+            self.cut_off()
+            self.break_out()
 
     def _shut_sockets(self) -> None:
         """Shut what is connected.

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
-from rankexec._gang.breaking import BREAK_SECONDS, Breakable
+from rankexec._gang.breaking import Breakable
 from rankexec._gang.call import Stage, make_context
 from rankexec._gang.channel import Channel
 from rankexec._gang.output import warn
@@ -111,14 +111,5 @@ class Ear:
                 return
             self._heard.put(message)  # the rank may be waiting for its "go"
             if message[0] == "halt" and self._rank is not None:
-                self._halt(self._rank)
-
-    def _halt(self, rank: Breakable) -> None:
-        rank.break_out()
-        # Not at once: in the first milliseconds a store's client would take a connection that is
-        # shut for a server that is not there yet, and wait before it tries again.
-        pause = BREAK_SECONDS / 4
-        while not self._left.wait(pause):
-            pause = BREAK_SECONDS
-            rank.cut_off()
-            rank.break_out()
+                self._rank.break_out()
+                self._rank.break_off(self._left.wait)

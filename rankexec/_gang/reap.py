@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from rankexec._gang.breaking import BREAK_SECONDS
+from rankexec._gang.breaking import BREAK_SECONDS, CUT_OFF_AFTER_SECONDS
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
@@ -48,9 +48,7 @@ def free(
     """
     began = time.monotonic()
     warned = False
-    # Not at once: in the first milliseconds a store's client would take a connection that is shut
-    # for a server that is not there yet, and wait before it tries again.
-    loop.run(left, began + BREAK_SECONDS / 4)
+    loop.run(left, began + CUT_OFF_AFTER_SECONDS)
     while not left():
         rank.cut_off()
         if loop.run(left, time.monotonic() + BREAK_SECONDS):
@@ -78,12 +76,13 @@ def halt(
     one that has not `left`.
     """
     limit = time.monotonic() + HALT_SECONDS
-    pause = BREAK_SECONDS / 4
-    while time.monotonic() < limit and not loop.run(all_left, time.monotonic() + pause):
-        pause = BREAK_SECONDS
-        if rank is not None and not left():
-            rank.cut_off()
-            rank.break_out()
+
+    def left_within(seconds: float) -> bool:
+        return loop.run(left, min(limit, time.monotonic() + seconds)) or time.monotonic() >= limit
+
+    if rank is not None:
+        rank.break_off(left_within)
+    loop.run(all_left, limit)
 
 
 def collect_stacks(loop: Loop, members: Members) -> dict[int, str]:

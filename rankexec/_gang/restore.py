@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rankexec._gang import frameworks
+from rankexec._torch import cuda_in_use
 from rankexec.errors import GangTimeout
 
 __all__ = (
@@ -193,8 +194,8 @@ def _default_group() -> object:
 
 
 def _cuda_device() -> int | None:
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    return cuda.current_device() if cuda and cuda.is_initialized() else None
+    cuda = cuda_in_use()
+    return None if cuda is None else cuda.current_device()
 
 
 def _end_group() -> None:
