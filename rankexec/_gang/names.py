@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import compress, repeat
+from operator import is_not
 from typing import Any
 
 from rankexec._gang.modules import main_namespace
@@ -44,8 +46,11 @@ class Names:
         try:
             yield
         finally:
-            after = list(main_namespace().items())
-            self.are_theirs(k for k, v in after if before.get(k, _MISSING) is not v)
+            main = main_namespace()
+            # Without a tuple for each of the notebook's variables, and in one step for other
+            # threads, which may be adding names.
+            old = map(before.get, main, repeat(_MISSING))
+            self.are_theirs(list(compress(main, map(is_not, main.values(), old))))
 
 
 class Going:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cells import GANGS
 from driver import Case, Entry
 
 __all__ = ("CASES",)
@@ -170,6 +171,16 @@ def _steps() -> Case:
     return Case("steps", title, _entries(who, "steps", size=2, count=400), "1/s", rounds=15)
 
 
+def _cells() -> Case:
+    entries = tuple(
+        Entry("notebook", mode, "cell", {"variables": variables}, f"{variables} variables")
+        for variables in (0, 10_000)
+        for mode in GANGS
+    )
+    title = "A notebook's cell `x = 1`: plain, and with %%ranked on 2 ranks"
+    return Case("cells", title, entries)
+
+
 def _imports() -> Case:
     modules = ("rankexec", "loky", "multiprocess", "accelerate", "torchrunx", "torch")
     entries = tuple(
@@ -188,5 +199,6 @@ CASES: tuple[Case, ...] = (
     *_many(),
     *_ends(),
     _steps(),
+    _cells(),
     _imports(),
 )

@@ -7,7 +7,6 @@ says why; `open` makes what a user makes once.
 
 from __future__ import annotations
 
-import pickle
 import socket
 import subprocess
 import sys
@@ -16,7 +15,9 @@ from functools import partial
 from typing import Any
 
 import bodies
+from cells import Notebook
 from floor import Floor
+from yardstick import Yardstick
 
 FOREVER = 24 * 3600.0
 """Seconds for which pools and parked processes are kept: a round may take minutes."""
@@ -194,42 +195,6 @@ class Torchrun(_Peer):
         return [float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)]
 
 
-class Yardstick(_Peer):
-    """Bare operations, to hold a launcher's time against. Not a launcher."""
-
-    def __init__(self, _mode: str) -> None:
-        import numpy as np  # noqa: F401  # as a caller who has it
-        import torch  # noqa: F401  # as a caller who has it
-
-    def write(self, buffer: Any, times: int = 1) -> None:
-        """Write a buffer into a fresh memfd."""
-        import os
-
-        for _ in range(times):
-            rest = memoryview(buffer).cast("B")
-            with open(os.memfd_create("yardstick"), "wb", buffering=0) as file:
-                while rest.nbytes:
-                    rest = rest[file.write(rest) :]
-
-    def make_and_write(self, count: int, times: int) -> None:
-        """Make an array and write it into a memfd, `times` times, one after another."""
-        made = [bodies.make(count) for _ in range(times)]
-        for array in made:
-            self.write(array)
-
-    def pickle(self, data: Any, loads: int) -> None:
-        """Dump once, load `loads` times, one after another."""
-        packed = pickle.dumps(data, protocol=5)
-        for _ in range(loads):
-            pickle.loads(packed)
-
-    def import_module(self, name: str) -> float:
-        """Return the seconds that importing a module takes in a fresh interpreter."""
-        code = "import time; a = time.perf_counter(); import {}; print(time.perf_counter() - a)"
-        command = [sys.executable, "-c", code.format(name)]
-        return float(subprocess.run(command, check=True, capture_output=True).stdout)
-
-
 def free_port() -> int:
     """Return a port that was free just now, for launchers that want to be told one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -247,5 +212,6 @@ CONTESTANTS: dict[str, Callable[[str], Any]] = {
     "torchrunx": Torchrunx,
     "loky reusable executor": Loky,
     "torchrun": Torchrun,
+    "notebook": Notebook,
     "yardstick": Yardstick,
 }

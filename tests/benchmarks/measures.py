@@ -173,6 +173,11 @@ def steps(it: Any, *, size: int, count: int) -> Numbers:
     return {"": it.gang(size, bodies.train, count, ddp=True, gather=False)[0]}
 
 
+def cell(it: Any, *, variables: int) -> Numbers:
+    """Time a cell of a notebook that has so many variables."""
+    return {"": it.cell(variables) * 1000}
+
+
 def write_once(it: Any) -> Numbers:
     """Time one write of the 200 MB argument into a memfd."""
     return _timed(it.write, argument("numpy"))

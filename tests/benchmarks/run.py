@@ -9,7 +9,7 @@ measures only what is missing in it, or what --only names; a run takes more than
 
 The modules, from the top down: `page` (tables), `reach` (goals), `results` (numbers), `cases` (who
 and what), `driver` (processes that take turns); in those processes `host`, `measures` (what is
-timed), `contestants` (each launcher), `floor`, and `bodies` (what ranks run).
+timed), `contestants` (each launcher), `floor`, `cells`, `yardstick`, and `bodies` (what ranks run).
 """
 
 from __future__ import annotations
