@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from rankexec._gang.output import warn
-from rankexec._gang.sockets import SessionSockets, tcp_sockets
+from rankexec._gang.sockets import open_sockets, tcp_sockets
 
 __all__ = ("BREAK_SECONDS", "CUT_OFF_AFTER_SECONDS", "Breakable", "GangEnded")
 
@@ -39,11 +39,11 @@ class Breakable:
 
     Args:
         number: the rank.
-        own_sockets: what earlier calls of a session have opened; what this call opens is added.
+        own_sockets: inodes of what earlier calls of a session have opened; kept up to date.
             None: this is the only call.
     """
 
-    def __init__(self, number: int, own_sockets: SessionSockets | None = None) -> None:
+    def __init__(self, number: int, own_sockets: set[int] | None = None) -> None:
         self.number = number
         self._thread = 0
         self._lock = threading.Lock()
@@ -51,7 +51,6 @@ class Breakable:
         self._broken = False
         self._own_sockets = own_sockets
         self._spared_sockets: set[int] = set()
-        self._spared_ports: set[int] = set()
         self._break_signal: int | None = None
         self._abort: Callable[[], None] | None = None
 
@@ -60,18 +59,15 @@ class Breakable:
         """Be ready to be broken off: from here on in this thread."""
         self._thread = threading.get_ident()
         self._abort = getattr(context, "caller_abort", None)
-        connected, listening = tcp_sockets()
-        own = self._own_sockets or SessionSockets()
-        self._spared_sockets = connected.keys() - own.connected
-        self._spared_ports = listening - own.ports
+        own = self._own_sockets
+        self._spared_sockets = open_sockets().keys() - (own or ())
         with self._break_handler(), _unnoticed():
             try:
                 yield
             finally:
-                if self._own_sockets is not None:
-                    connected, listening = tcp_sockets()
-                    own.connected = connected.keys() - self._spared_sockets
-                    own.ports = listening - self._spared_ports
+                if own is not None:
+                    own.clear()
+                    own.update(open_sockets().keys() - self._spared_sockets)
 
     def __enter__(self) -> None:
         with self._lock:
@@ -139,10 +135,13 @@ class Breakable:
         Never a listening one: that would abort the process (gloo). Nor what came in through a
         listener that stood before, such as a Jupyter kernel's.
         """
-        for inode, (fd, port) in tcp_sockets()[0].items():
-            if inode in self._spared_sockets or port in self._spared_ports:
+        found = tcp_sockets()
+        spared = self._spared_sockets
+        ports = {tcp.port for inode, tcp in found.items() if tcp.listens and inode in spared}
+        for inode, tcp in found.items():
+            if tcp.listens or tcp.port in ports or inode in spared:
                 continue
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as own:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(tcp.descriptor)) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
     def stack(self) -> str:

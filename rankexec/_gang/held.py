@@ -18,7 +18,6 @@ from rankexec._gang.call import Stage, make_context
 from rankexec._gang.channel import Channel
 from rankexec._gang.output import warn
 from rankexec._gang.restore import name_groups_afresh
-from rankexec._gang.sockets import SessionSockets
 from rankexec._gang.wire import Packed
 
 __all__ = ("Ear", "Held")
@@ -71,7 +70,7 @@ class Ear:
 
     def __init__(self, channel: Channel) -> None:
         self._held: Held | None = None
-        self._sockets = SessionSockets()
+        self._sockets: set[int] = set()
         self._channel = channel
         self._heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._rank: Breakable | None = None

@@ -153,10 +153,11 @@ def _go_back(directory: str) -> None:
 
 def restore_environment(before: Mapping[str, str]) -> None:
     """Make os.environ equal to `before`, touching only what differs."""
-    for name in [name for name in os.environ if name not in before]:
+    now = dict(os.environ)
+    for name in now.keys() - before.keys():
         del os.environ[name]
     for name, value in before.items():
-        if os.environ.get(name) != value:
+        if now.get(name) != value:
             os.environ[name] = value
 
 

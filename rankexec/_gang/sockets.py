@@ -9,9 +9,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-__all__ = ("PASSES_FILES", "SessionSockets", "reserved_port", "tcp_sockets")
+__all__ = ("PASSES_FILES", "TcpSocket", "open_sockets", "reserved_port", "tcp_sockets")
 
 PASSES_FILES = all(hasattr(socket, name) for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"))
 """Whether open files can be sent to other processes. Not on Windows."""
@@ -30,38 +30,41 @@ def reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-@dataclass
-class SessionSockets:
-    """What the calls of a session have opened in a rank, and left open."""
+def open_sockets() -> dict[int, int]:
+    """Return this process's sockets, of every kind: descriptor by inode.
 
-    connected: set[int] = field(default_factory=set)
-    """Inodes."""
-    ports: set[int] = field(default_factory=set)
-    """On which it listens: a peer that came in through one is a peer of the group."""
-
-
-def tcp_sockets() -> tuple[dict[int, tuple[int, int]], set[int]]:
-    """Return this process's TCP sockets: connected ones, and the ports on which it listens.
-
-    The connected are {inode: (descriptor, local port)}: a descriptor's number is used again.
+    An inode is not used again while we look; a descriptor's number is.
     """
-    connected: dict[int, tuple[int, int]] = {}
-    listening: set[int] = set()
+    found: dict[int, int] = {}
     for name in os.listdir(_FD_DIRECTORY) if os.path.isdir(_FD_DIRECTORY) else ():
-        with contextlib.suppress(OSError):  # closed meanwhile, or not connected
+        with contextlib.suppress(OSError):  # closed meanwhile
             status = os.fstat(int(name))
-            if not stat.S_ISSOCK(status.st_mode):
+            if stat.S_ISSOCK(status.st_mode):
+                found[status.st_ino] = int(name)
+    return found
+
+
+@dataclass(frozen=True)
+class TcpSocket:
+    """One that listens, or is connected."""
+
+    descriptor: int
+    port: int
+    listens: bool
+
+
+def tcp_sockets() -> dict[int, TcpSocket]:
+    """Return this process's TCP sockets by inode."""
+    found: dict[int, TcpSocket] = {}
+    for inode, descriptor in open_sockets().items():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as own:
+            if own.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as own:
-                if own.family not in (socket.AF_INET, socket.AF_INET6):
-                    continue
-                port = own.getsockname()[1]
-                if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    listening.add(port)
-                else:
-                    own.getpeername()
-                    connected[status.st_ino] = (int(name), port)
-    return connected, listening
+            listens = bool(own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            if not listens:
+                own.getpeername()  # raises if it is not connected
+            found[inode] = TcpSocket(descriptor, own.getsockname()[1], listens)
+    return found
 
 
 _FD_DIRECTORY = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"

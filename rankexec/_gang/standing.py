@@ -23,7 +23,6 @@ from rankexec._gang.output import warn
 from rankexec._gang.plan import Plan, prepare
 from rankexec._gang.restore import OwnGroup, as_before, turn
 from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
-from rankexec._gang.sockets import SessionSockets
 from rankexec._gang.watch import Watch
 from rankexec._settings import Settings
 from rankexec._slots import Slots
@@ -71,7 +70,7 @@ class Standing:
         self.infos: list[RankInfo] = []
         self.futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._stuck: list[int] = []
-        self._sockets = SessionSockets()
+        self._sockets: set[int] = set()
         self._own: frameworks.Kept = {}
         self._settings = settings
         self._launcher = launcher
