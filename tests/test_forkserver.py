@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -17,6 +20,7 @@ from helpers import is_running, run_script, wait_until
 from multiprocess import reduction
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
+from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
 from rankexec.launchers._guarded import GUARDIANS
 
@@ -145,6 +149,40 @@ def test_a_gang_that_waits_goes_before_what_is_imported_later(tmp_path, monkeypa
         (tmp_path / "later").touch()
         found = wait_until(lambda: [m for m in executor.submit(modules).result() if len(m) == 2])
         assert found == [["first_preload", "later_preload"]] * 2
+
+
+def huge_kilobytes(pid: int) -> int:
+    """Return how much of a process's own memory is in huge pages."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^AnonHugePages: +(\d+) kB", rollup, re.MULTILINE)[0])
+
+
+def makes_huge_pages() -> bool:
+    """Return whether the kernel puts memory into a page of 2 MiB when asked."""
+    before = huge_kilobytes(os.getpid())
+    memory = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * len(memory))
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    collapse(-(-start // (2 << 20)) * (2 << 20), 2 << 20)
+    return huge_kilobytes(os.getpid()) > before
+
+
+def test_the_guardian_has_huge_pages(tmp_path, monkeypatch):
+    """It asks for them when nobody waits, and ranks forked from then on find what they share."""
+    if not makes_huge_pages():
+        pytest.skip("this kernel makes no huge pages of 2 MiB when asked")
+    (tmp_path / "large_preload.py").write_text("data = b'data' * (8 << 20)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with executor_with(LocalLauncher("forkserver", preload=["large_preload"])) as executor:
+        pid = guardian_pid()
+        wait_until(lambda: huge_kilobytes(pid) >= 16 << 10, "half of it is in huge pages")
+        assert executor.submit(data_of_large_preload).result() == [b"data" * 2] * 2
+        assert guardian_pid() == pid
+
+
+def data_of_large_preload() -> bytes:
+    """Return a part of what was preloaded."""
+    return sys.modules["large_preload"].data[:8]
 
 
 class Impatient(LocalLauncher):

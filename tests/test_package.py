@@ -28,6 +28,7 @@ LAYERS = """
     launchers._popen            launchers._ranks    launchers._unguarded
     launchers._guarded          _gang.worker        _gang.standing      _notebook.cell
     launchers._preload          _gang.child         _gang.fresh         _gang.watch
+    launchers._pages
     _gang.held                  _gang.run
     _gang.failures
     _gang.gang

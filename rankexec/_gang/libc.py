@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-__all__ = ("become_subreaper", "die_with_parent", "flush_streams")
+__all__ = ("become_subreaper", "collapse", "die_with_parent", "flush_streams")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_MADV_COLLAPSE = 25
 
 
 def _find(name: str) -> Any:
@@ -21,7 +22,7 @@ def _find(name: str) -> Any:
         return lambda *_: None
 
 
-_prctl, _fflush = _find("prctl"), _find("fflush")
+_prctl, _fflush, _madvise = _find("prctl"), _find("fflush"), _find("madvise")
 
 
 def die_with_parent(number: int) -> None:
@@ -32,6 +33,11 @@ def die_with_parent(number: int) -> None:
 def become_subreaper() -> None:
     """Make orphaned descendants of this process its children (Linux)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def collapse(address: int, size: int) -> None:
+    """Have the kernel put this memory of ours into huge pages, if it can (Linux 6.1)."""
+    _madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_COLLAPSE)
 
 
 def flush_streams() -> None:

@@ -28,7 +28,7 @@ import selectors
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -39,6 +39,7 @@ from rankexec._gang.libc import become_subreaper
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._forked import Begin, Forks
+from rankexec.launchers._pages import huge_pages
 from rankexec.launchers._preload import preload
 from rankexec.launchers._ranks import Ranks, say
 
@@ -66,6 +67,7 @@ class _Guardian:
         self._forks = Forks(self._close_own)
         self._refusal: PreloadError | None = None
         self._later: list[str] = []
+        self._paging: Iterator[bool] = iter(())
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._on_message)
         if caller >= 0:
@@ -94,6 +96,9 @@ class _Guardian:
         """Do one thing that nobody waits for; return how long there is nothing more to do."""
         if self._later:
             self._preload([self._later.pop(0)])
+            return 0.0
+        # Not beside ranks: what they share with us would be there twice for as long as they run.
+        if not self._ranks and next(self._paging, False):
             return 0.0
         return self._forks.tend()
 
@@ -128,6 +133,7 @@ class _Guardian:
             preload(names)
         except PreloadError as error:
             self._refusal = error
+        self._paging = huge_pages()
 
     def _start(
         self,
