@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import mmap
 import os
 import random
@@ -24,7 +23,6 @@ from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
 from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
 from rankexec.launchers._guarded import GUARDIANS
-from rankexec.launchers._preload import parts_of
 
 
 def executor_with(launcher: LocalLauncher, world_size: int = 2, **options) -> RankedExecutor:
@@ -151,27 +149,6 @@ def test_a_gang_that_waits_goes_before_what_is_imported_later(tmp_path, monkeypa
         (tmp_path / "later").touch()
         found = wait_until(lambda: [m for m in executor.submit(modules).result() if len(m) == 2])
         assert found == [["first_preload", "later_preload"]] * 2
-
-
-def test_parts_of_what_is_imported_later(tmp_path):
-    """Without torch there are none; with it they are imported by the whole, and not the reverse."""
-    assert parts_of("json") == ["json"]
-    *parts, whole = parts_of("torch._dynamo")
-    if importlib.util.find_spec("torch") is None:
-        assert (parts, whole) == ([], "torch._dynamo")
-        return
-    source = f"""
-import importlib, sys
-import torch.distributed
-for name in {parts!r}:
-    assert name not in sys.modules, name
-    importlib.import_module(name)
-    print({whole!r} in sys.modules)
-"""
-    assert parts
-    assert run_script(tmp_path, source) == "False\n" * len(parts)
-    source = f"import sys, {whole}\nprint([name in sys.modules for name in {parts!r}])"
-    assert run_script(tmp_path, source) == f"{[True] * len(parts)}\n"
 
 
 def huge_kilobytes(pid: int) -> int:

@@ -40,7 +40,7 @@ from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._forked import Begin, Forks
 from rankexec.launchers._pages import huge_pages
-from rankexec.launchers._preload import parts_of, preload
+from rankexec.launchers._preload import preload
 from rankexec.launchers._ranks import Ranks, say
 
 __all__ = ("main",)
@@ -117,9 +117,8 @@ class _Guardian:
                 fds = reduction.recvfds(own, DESCRIPTORS)
             self._start(fds, *details)
         elif kind == "preload":
-            names, later = details
+            names, self._later = details
             self._preload(names)
-            self._later = [part for name in later for part in parts_of(name)]
         elif kind == "park":
             self._forks.park(*details)
         elif kind == "signal":

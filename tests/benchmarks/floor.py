@@ -1,9 +1,9 @@
-"""The floor: the mechanisms of rankexec as a bare script, without a library around them.
+"""The floor: a fork server with torch, and a held store, without a library around them.
 
 No outcomes, no output, no environment, no cleaning up, no guarantee of any kind: a server with
 torch imported forks a process per rank; each gets its call over a socket, says "ready", waits for
 "go", runs, says "done". The caller holds the store of a group. What rankexec takes more than this
-is the price of what it promises.
+is the price of what it promises; that its forks take less is due to the guardian's huge pages.
 
     python floor.py <fd>      the server, on a Unix socket: one message and n sockets for each gang
 """

@@ -37,9 +37,9 @@ their quartiles.
 
 Modes: in "caller" the calling process is rank 0, as in mpify; in "children" every rank is a child,
 as in the other launchers. "to rankexec" is the median by that of *rankexec forkserver* in the same
-mode. *The floor* is `tests/benchmarks/floor.py`: rankexec's mechanisms as a bare script that
-promises nothing. *loky* reuses its processes and runs tasks, not gangs: the yardstick for latency.
-*accelerate* forks the caller itself. *multiprocess spawn* does what mpify's `ranch` does.
+mode. *The floor* is `tests/benchmarks/floor.py`: a fork server with a held store as a bare script
+that promises nothing. *loky* reuses its processes and runs tasks, not gangs: the yardstick for
+latency. *accelerate* forks the caller itself. *multiprocess spawn* does what mpify's `ranch` does.
 """
 
 
