@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import mmap
 import os
 import random
@@ -23,6 +24,7 @@ from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
 from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
 from rankexec.launchers._guarded import GUARDIANS
+from rankexec.launchers._preload import parts_of
 
 
 def executor_with(launcher: LocalLauncher, world_size: int = 2, **options) -> RankedExecutor:
@@ -129,26 +131,67 @@ print(time.monotonic() - began < 5)
 
 
 def modules() -> list[str]:
-    """Return which of two modules this process has."""
-    return [name for name in ("first_preload", "later_preload") if name in sys.modules]
+    """Return which of the modules below this process has."""
+    names = ("first_preload", "later_preload", "last_preload")
+    return [name for name in names if name in sys.modules]
 
 
-def test_a_gang_that_waits_goes_before_what_is_imported_later(tmp_path, monkeypatch):
-    """It is forked as soon as what it may need is there; the rest comes when nobody waits."""
-    for name in ("first", "later"):
-        wait = f"while not os.path.exists({str(tmp_path / name)!r}): time.sleep(0.01)"
-        (tmp_path / f"{name}_preload.py").write_text(f"import os, time\n{wait}")
+def module_that_waits(path: Path, begun: Path, go: Path) -> None:
+    """Write a module that says when its import has begun, and waits until it may end."""
+    path.write_text(f"""
+import os, time
+open({str(begun)!r}, "w").close()
+while not os.path.exists({str(go)!r}): time.sleep(0.01)
+""")
+
+
+def test_gangs_beside_what_is_imported_later(tmp_path, monkeypatch):
+    """The first goes before it. It does not go on beside the second, which has all of it."""
+    begun, first_go, later_go = (tmp_path / name for name in ("begun", "first", "later"))
+    module_that_waits(tmp_path / "first_preload.py", tmp_path / "here", first_go)
+    module_that_waits(tmp_path / "later_preload.py", begun, later_go)
+    (tmp_path / "last_preload.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_guarded, "LATER", {"later_preload"})
-    launcher = LocalLauncher("forkserver", preload=["later_preload", "first_preload"])
-    with executor_with(launcher) as executor:
-        future = executor.submit(modules)
-        wait_until(lambda: list(GUARDIANS._by_key.values())[-1].running == 2)
-        (tmp_path / "first").touch()
-        assert future.result() == [["first_preload"]] * 2
-        (tmp_path / "later").touch()
-        found = wait_until(lambda: [m for m in executor.submit(modules).result() if len(m) == 2])
-        assert found == [["first_preload", "later_preload"]] * 2
+    monkeypatch.setattr(_guarded, "LATER", {"later_preload", "last_preload"})
+    launcher = LocalLauncher(
+        "forkserver", preload=["later_preload", "first_preload", "last_preload"]
+    )
+    with executor_with(launcher, 1, devices=["a", "b"]) as executor:  # so that two run at once
+        first = executor.submit(modules)
+        wait_until(lambda: started() == 1)
+        first_go.touch()
+        wait_until(begun.exists)
+        second = executor.submit(modules)
+        wait_until(lambda: started() == 2)
+        later_go.touch()
+        assert first.result() == [["first_preload"]]
+        assert second.result() == [["first_preload", "later_preload", "last_preload"]]
+
+
+def started() -> int:
+    """Return how many ranks the guardian has been told to start, and has not seen end."""
+    return list(GUARDIANS._by_key.values())[-1].running
+
+
+def test_parts_of_what_is_imported_later(tmp_path):
+    """Without torch there are none; with it they are imported by the whole, and not the reverse."""
+    assert parts_of("json") == ["json"]
+    *parts, whole = parts_of("torch._dynamo")
+    if importlib.util.find_spec("torch") is None:
+        assert (parts, whole) == ([], "torch._dynamo")
+        return
+    source = f"""
+import importlib, sys
+import torch.distributed
+for name in {parts!r}:
+    assert name not in sys.modules, name
+    importlib.import_module(name)
+    print({whole!r} in sys.modules)
+"""
+    assert parts
+    assert run_script(tmp_path, source) == "False\n" * len(parts)
+    source = f"import sys, {whole}\nprint([name in sys.modules for name in {parts!r}])"
+    assert run_script(tmp_path, source) == f"{[True] * len(parts)}\n"
 
 
 def huge_kilobytes(pid: int) -> int:

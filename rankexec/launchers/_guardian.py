@@ -40,7 +40,7 @@ from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._forked import Begin, Forks
 from rankexec.launchers._pages import huge_pages
-from rankexec.launchers._preload import preload
+from rankexec.launchers._preload import parts_of, preload
 from rankexec.launchers._ranks import Ranks, say
 
 __all__ = ("main",)
@@ -67,6 +67,9 @@ class _Guardian:
         self._forks = Forks(self._close_own)
         self._refusal: PreloadError | None = None
         self._later: list[str] = []
+        self._started = False
+        self._late = False
+        """Whether something was imported later although ranks had been started."""
         self._paging: Iterator[bool] = iter(())
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._on_message)
@@ -95,6 +98,7 @@ class _Guardian:
     def _tend(self) -> float | None:
         """Do one thing that nobody waits for; return how long there is nothing more to do."""
         if self._later:
+            self._late = self._started
             self._preload([self._later.pop(0)])
             return 0.0
         # Not beside ranks: what they share with us would be there twice for as long as they run.
@@ -117,8 +121,9 @@ class _Guardian:
                 fds = reduction.recvfds(own, DESCRIPTORS)
             self._start(fds, *details)
         elif kind == "preload":
-            names, self._later = details
+            names, later = details
             self._preload(names)
+            self._later = [part for name in later for part in parts_of(name)]
         elif kind == "park":
             self._forks.park(*details)
         elif kind == "signal":
@@ -135,6 +140,17 @@ class _Guardian:
             self._refusal = error
         self._paging = huge_pages()
 
+    def _catch_up(self) -> None:
+        """Import what is left, if that has begun beside a gang, before another gang starts.
+
+        The first one does not wait for it; but no rank's end is heard meanwhile, and in parts it
+        would go on beside gang after gang.
+        """
+        self._started = True
+        if self._late and self._later:
+            rest, self._later = self._later, []
+            self._preload(rest)
+
     def _start(
         self,
         fds: list[int],
@@ -142,6 +158,7 @@ class _Guardian:
         command: list[str] | None,
         environment: Mapping[str, str],
     ) -> None:
+        self._catch_up()
         status = Connection(fds.pop(), readable=False)
         # What is to be imported from the caller's directory is here. That may be removed, and
         # CPython 3.13 then raises SystemError for each attribute that a module has not.
