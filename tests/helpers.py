@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from rankexec.launchers._guarded import GUARDIANS
+from rankexec.launchers._guarded import GUARDIANS, Guardian
 
 T = TypeVar("T")
 
@@ -51,6 +51,11 @@ def whole_lines(text: str) -> list[str]:
     """
     of_children = r"(\[rank \d+\] .*)\n"
     return [*re.findall(of_children, text), *re.sub(of_children, "", text).splitlines()]
+
+
+def last_guardian() -> Guardian:
+    """Return the caller's handle on the guardian that was used last."""
+    return list(GUARDIANS._by_key.values())[-1]
 
 
 def is_running(pid: int) -> bool:

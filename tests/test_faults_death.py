@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ranked_functions
 from faulty_ranks import leaving_behind, marked, one_does, throw
-from helpers import Marks, is_running, run_script, wait_until
+from helpers import Marks, is_running, last_guardian, run_script, wait_until
 from test_faults import WORLD, check_usable
 
 from rankexec import LauncherDied, RankDied, RankedExecutor
@@ -292,7 +292,7 @@ def test_guardian_killed(make_executor, marks):
     """LauncherDied, no rank is left, and the next gang has a new guardian."""
     executor = make_executor()
     executor.submit(int).result()
-    first = list(GUARDIANS._by_key.values())[-1]
+    first = last_guardian()
 
     def kill_when_running():
         marks.wait_for(WORLD)
@@ -329,7 +329,7 @@ def test_guardian_killed_while_a_gang_starts(make_executor):
 
 def _guardian() -> psutil.Process:
     """Return the guardian that the last gang had."""
-    return psutil.Process(list(GUARDIANS._by_key.values())[-1]._process.pid)
+    return psutil.Process(last_guardian()._process.pid)
 
 
 def test_a_kill_that_fails(monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import is_running, run_script, wait_until
+from helpers import is_running, last_guardian, run_script, wait_until
 from multiprocess import reduction
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
@@ -35,7 +35,7 @@ def executor_with(launcher: LocalLauncher, world_size: int = 2, **options) -> Ra
 
 def guardian_pid() -> int:
     """Return the pid of the guardian that was used last."""
-    return list(GUARDIANS._by_key.values())[-1]._process.pid
+    return last_guardian()._process.pid
 
 
 def draw() -> list[float]:
@@ -170,7 +170,7 @@ def test_gangs_beside_what_is_imported_later(tmp_path, monkeypatch):
 
 def started() -> int:
     """Return how many ranks the guardian has been told to start, and has not seen end."""
-    return list(GUARDIANS._by_key.values())[-1].running
+    return last_guardian().running
 
 
 def test_parts_of_what_is_imported_later(tmp_path):

@@ -4,7 +4,7 @@
 
     control   descriptor of a socket to the caller. Messages are pickled tuples:
               ("preload", names, later) first of all, if ranks are to be forked; what is `later`
-                  is imported when there is nothing else to do
+                  is imported when there is nothing else to do, or before a second gang
               ("start", key, command, environment) and five descriptors:
                   channel, stacks, stdout, stderr, status; without a command, fork
               ("park", count, seconds)  keep so many forked ahead, until unused for so long

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-__all__ = ("Notebook",)
+__all__ = ("GANGS", "Notebook")
 
 GANGS = {
     "plain": None,

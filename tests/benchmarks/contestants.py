@@ -17,6 +17,7 @@ from typing import Any
 import bodies
 from cells import Notebook
 from floor import Floor
+from peer import Peer
 from yardstick import Yardstick
 
 FOREVER = 24 * 3600.0
@@ -60,15 +61,7 @@ class Rankexec:
             self._executor.shutdown()
 
 
-class _Peer:
-    def open(self) -> None:
-        """Nothing is made beforehand."""
-
-    def close(self) -> None:
-        """Nothing is left."""
-
-
-class Mpify(_Peer):
+class Mpify(Peer):
     """`ranch` of mpify 0.x, call for call: children by multiprocess's spawn, rank 0 here."""
 
     def __init__(self, _mode: str) -> None:
@@ -99,7 +92,7 @@ class Mpify(_Peer):
                 child.join()
 
 
-class TorchSpawn(_Peer):
+class TorchSpawn(Peer):
     """`torch.multiprocessing.spawn`."""
 
     def __init__(self, _mode: str) -> None:
@@ -114,7 +107,7 @@ class TorchSpawn(_Peer):
         self._spawn(bodies.as_rank, args=(size, free_port(), ddp, fn, arguments), nprocs=size)
 
 
-class Accelerate(_Peer):
+class Accelerate(Peer):
     """accelerate's `notebook_launcher`: forks the caller, which must not have touched a GPU."""
 
     def __init__(self, _mode: str) -> None:
@@ -132,7 +125,7 @@ class Accelerate(_Peer):
         self._launch(fn, arguments, num_processes=size, use_port=str(free_port()))
 
 
-class Torchrunx(_Peer):
+class Torchrunx(Peer):
     """torchrunx: an agent process, and its workers, for every run."""
 
     def __init__(self, _mode: str) -> None:
@@ -150,7 +143,7 @@ class Torchrunx(_Peer):
         return [results.rank(rank) for rank in range(size if gather else 1)]
 
 
-class Loky(_Peer):
+class Loky(Peer):
     """loky's reusable executor: processes that are *not* fresh, the yardstick for latency."""
 
     def __init__(self, _mode: str) -> None:
@@ -178,7 +171,7 @@ class Loky(_Peer):
         self._get().shutdown(kill_workers=True)
 
 
-class Torchrun(_Peer):
+class Torchrun(Peer):
     """`torchrun`, for the training script alone: it starts programs, not functions."""
 
     def __init__(self, _mode: str) -> None:

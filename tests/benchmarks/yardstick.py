@@ -9,11 +9,12 @@ import sys
 from typing import Any
 
 import bodies
+from peer import Peer
 
 __all__ = ("Yardstick",)
 
 
-class Yardstick:
+class Yardstick(Peer):
     """What a contestant is in its place; it launches nothing."""
 
     def __init__(self, _mode: str) -> None:
@@ -45,9 +46,3 @@ class Yardstick:
         code = "import time; a = time.perf_counter(); import {}; print(time.perf_counter() - a)"
         command = [sys.executable, "-c", code.format(name)]
         return float(subprocess.run(command, check=True, capture_output=True).stdout)
-
-    def open(self) -> None:
-        """Nothing is made beforehand."""
-
-    def close(self) -> None:
-        """Nothing is left."""
