@@ -72,7 +72,7 @@ class _State:
         names = (t.name for t in threading.enumerate())
         self.threads = sorted(name for name in names if not name.startswith("pytest_timeout"))
         self.descriptors = _descriptors()
-        self.descriptors["socket"] -= len(GUARDIANS._by_key)  # one to each, kept by `_launcher`
+        self.descriptors["socket"] -= 2 * len(GUARDIANS._by_key)  # kept by `_launcher`
         # Named semaphores come and go with other programs of this host (another run of these tests,
         # say); ranks' own, for DataLoader workers, have no name for long.
         self.shared_memory = sorted(n for n in os.listdir("/dev/shm") if not n.startswith("sem."))

@@ -425,7 +425,7 @@ def test_a_finalizer_that_tells_the_guardian(monkeypatch):
     sent = reduction.sendfds
 
     def collect_and_send(*args):
-        GUARDIANS.tell("park", 0, 0.0)  # as an executor does that is forgotten
+        GUARDIANS.tell("park", 0, 0.0, ())  # as an executor does that is forgotten
         return sent(*args)
 
     with executor_with(LocalLauncher("forkserver")) as executor:

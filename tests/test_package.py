@@ -25,10 +25,10 @@ LAYERS = """
     executor                    _notebook.autoranked                    _notebook.table
     _shared                     launchers._guardian                     session
     launchers.local             launchers._forked   _gang.opened
-    launchers._popen            launchers._ranks    launchers._unguarded
-    launchers._guarded          _gang.worker        _gang.standing      _notebook.cell
-    launchers._preload          _gang.child         _gang.fresh         _gang.watch
-    launchers._pages
+    launchers._popen            launchers._standby  launchers._unguarded
+    launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
+    launchers._ends             _gang.worker        _gang.fresh         _gang.watch
+    launchers._preload          launchers._pages    _gang.child
     _gang.held                  _gang.run
     _gang.failures
     _gang.gang

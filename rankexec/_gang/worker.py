@@ -6,13 +6,15 @@
     stacks     descriptor to which the stacks of all threads go when STACKS_SIGNAL comes
     guardian   pid of the parent; this process dies with it
 
-From the caller: ("prepare", data), then for every call ("call", (seat, imports, wants_value,
-stage), packed call), then "go" when all ranks are ready; "halt" breaks a session's call off;
-"leave", or the end of the connection.
+From the caller: ("prepare", (data, environment)), then for every call ("call", (seat, imports,
+wants_value, stage), packed call), then "go" when all ranks are ready; "halt" breaks the call of a
+session off; "leave", or the end of the connection.
 To the caller: ("ready", info); from inside the context ("returned", (when, info), packed value) or
 ("raised", info, packed description), in a session ("refused", ...) for a value that cannot travel;
 at last ("left", info, packed description or None). A call that does not unpack has raised without
 having been ready; one that was broken off has only left.
+
+A fork of the guardian begins with `serve`, and is told its environment; else that is None.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ import threading
 import time
 import traceback
 import types
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from multiprocess import Pipe, spawn
 from multiprocess.connection import Connection
@@ -40,7 +43,15 @@ from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
 from rankexec._gang.wire import pack_result
 
-__all__ = ("STACKS_SIGNAL", "TOKEN_BYTES", "die_with", "main", "main_unguarded", "rehearse")
+__all__ = (
+    "STACKS_SIGNAL",
+    "TOKEN_BYTES",
+    "die_with",
+    "main",
+    "main_unguarded",
+    "rehearse",
+    "serve",
+)
 
 TOKEN_BYTES = 32
 
@@ -55,12 +66,26 @@ STACKS_SIGNAL: int = (
 )
 
 
+TakeEnvironment: TypeAlias = Callable[[Mapping[str, str]], None]
+
+
 def main(channel: int, stacks: int, guardian: int) -> None:
     """Serve the caller's calls, then end."""
-    began = time.monotonic()
     die_with(guardian)
+    serve(Channel(Connection(channel)), stacks)
+
+
+def serve(channel: Channel, stacks: int, take_environment: TakeEnvironment | None = None) -> None:
+    """Do so in a process that dies with the guardian; it may have to wait for the first message.
+
+    Args:
+        channel: to the caller.
+        stacks: a descriptor, see above.
+        take_environment: called with the environment that this process is to have; None: it is
+            there.
+    """
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
-    _talk(Channel(Connection(channel)), began)
+    _talk(channel, take_environment)
     time.sleep(GIVE_WAY_SECONDS)
 
 
@@ -70,7 +95,6 @@ def main_unguarded(port: int) -> None:
     Tokens come by stdin; with each a connection is made to `port`: the channel, and a line on which
     the caller asks for stacks, and whose end is the caller's.
     """
-    began = time.monotonic()
     connections = []
     for _ in range(2):
         connection = socket.create_connection(("127.0.0.1", port))
@@ -81,21 +105,22 @@ def main_unguarded(port: int) -> None:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
     sockets.PASSES_FILES = False
-    _talk(Channel(Connection(channel.detach())), began)
+    _talk(Channel(Connection(channel.detach())))
     _end_children()
 
 
-def rehearse() -> None:
+def rehearse(take_environment: TakeEnvironment) -> None:
     """Serve an empty call that this process sends itself, and leave."""
     ours, theirs = (Channel(end) for end in Pipe())
     preparation = spawn.get_preparation_data("rank")
     preparation.update(umask=0o077, authkey=bytes(preparation["authkey"]))
-    ours.send("prepare", preparation)
+    seat = Seat(0, 1, "", 0, 0, 1)
+    ours.send("prepare", (preparation, {**os.environ, **seat.environment()}))
     call = pack_result(Call(int, (), {}, None, {}), frozenset())
-    ours.send("call", (Seat(0, 1, "", 0, 0, 1), "", False, "once"), call)
+    ours.send("call", (seat, "", False, "once"), call)
     ours.send("go")
     ours.send("leave")
-    _talk(theirs, time.monotonic())
+    _talk(theirs, take_environment)
     ours.close()
     theirs.close()
 
@@ -126,9 +151,12 @@ def _end_children() -> None:
             child.kill()
 
 
-def _talk(channel: Channel, began: float) -> None:
+def _talk(channel: Channel, take_environment: TakeEnvironment | None = None) -> None:
     with suppress(EOFError, ConnectionError):  # the caller has nothing more to say
-        _, preparation, _ = channel.receive()
+        _, (preparation, environment), _ = channel.receive()
+        began = time.monotonic()
+        if take_environment is not None:
+            take_environment(environment)
         _prepare(preparation)
         _serve(channel, began)
     output.flush()

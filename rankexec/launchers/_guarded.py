@@ -10,8 +10,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
+
+from rankexec.launchers._ends import offers_socket, receive_ends
 
 __all__ = ("GUARDIANS", "Guardian", "command_for")
 
@@ -53,26 +55,27 @@ class Guardian:
         self.running = 0
         """Ranks that were started and have not ended."""
         self._used = False
-        ours, theirs = multiprocess.Pipe(duplex=True)
-        caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
         command = command_for("rankexec.launchers._guardian")
-        try:
+        with ExitStack() as ours, ExitStack() as theirs:
+            self._control, control = multiprocess.Pipe(duplex=True)
+            ours.callback(self._control.close)
+            theirs.callback(control.close)
+            self._offered, offers = offers_socket()
+            ours.callback(self._offered.close)
+            theirs.callback(offers.close)
+            caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
+            if caller >= 0:
+                theirs.callback(os.close, caller)
+            fds = [control.fileno(), caller, self._offered.fileno(), offers.fileno()]
             self._process = subprocess.Popen(
-                [*command[:-1], str(theirs.fileno()), str(caller), command[-1]],
+                [*command[:-1], *map(str, fds), command[-1]],
                 env=environment,
-                pass_fds=[fd for fd in (theirs.fileno(), caller) if fd >= 0],
+                pass_fds=[fd for fd in fds if fd >= 0],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the caller alone
             )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            if caller >= 0:
-                os.close(caller)
-        self._control = ours
+            ours.pop_all()
         if preload is not None:
             named = [name for name in preload if name not in LATER]
             self.tell("preload", named, [name for name in preload if name in LATER])
@@ -101,6 +104,13 @@ class Guardian:
             self.running += 1
             self._say()
 
+    def take(self) -> tuple[int, list[int]] | None:
+        """Return the key and our ends of a rank that it has forked ahead, if there is one."""
+        with self._lock:
+            offer = receive_ends(self._offered)
+            self.running += offer is not None
+        return offer
+
     def tell(self, *message: Any) -> None:
         """Tell it something; nothing happens if it is gone, for then so are its ranks."""
         with self._lock:
@@ -128,6 +138,7 @@ class Guardian:
         self.tell("close")
         with self._lock:
             self._control.close()
+            self._offered.close()
             if not self._used:  # it has nothing to put in order, and may be importing torch
                 self._process.kill()
             try:
@@ -139,6 +150,7 @@ class Guardian:
     def forget(self) -> None:
         """In a forked child: it is the parent's."""
         self._control.close()
+        self._offered.close()
         self._process.returncode = 0  # or its __del__ would complain, and poll our children
 
 

@@ -1,17 +1,19 @@
 """The guardian: a helper process, parent of all local ranks, and their end.
 
-    python -c ... main(control, caller)        run by rankexec.launchers.local
+    python -c ... main(control, caller, offered, offers)    run by rankexec.launchers.local
 
     control   descriptor of a socket to the caller. Messages are pickled tuples:
               ("preload", names, later) first of all, if ranks are to be forked; what is `later`
                   is imported when there is nothing else to do, or before a second gang
-              ("start", key, command, environment) and five descriptors:
-                  channel, stacks, stdout, stderr, status; without a command, fork
-              ("park", count, seconds)  keep so many forked ahead, until unused for so long
+              ("start", key, command, environment) and a rank's ends, see `_ends`; without a
+                  command, fork
+              ("park", count, seconds, keys)    keep so many forked ahead, see `_standby`
               ("signal", key, number)   to the rank itself
               ("kill", key)             its whole tree, by force
               ("close",)                end every rank and leave
     caller    a pidfd of the caller, or -1 where the platform has none
+    offered   descriptors of the two ends of `_standby`'s socket
+    offers
     status    one pipe for each rank, to the caller: Started, then Ended, or an OSError
 
 The caller may be killed at any moment. A pipe would not tell: the caller's own forked children
@@ -28,8 +30,9 @@ import selectors
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from multiprocess import reduction
@@ -38,33 +41,36 @@ from multiprocess.connection import Connection
 from rankexec._gang.libc import become_subreaper
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
-from rankexec.launchers._forked import Begin, Forks
+from rankexec.launchers._ends import DESCRIPTORS, close_all
+from rankexec.launchers._forked import fork_rank
 from rankexec.launchers._pages import huge_pages
 from rankexec.launchers._preload import parts_of, preload
 from rankexec.launchers._ranks import Ranks, say
+from rankexec.launchers._standby import Standby
 
 __all__ = ("main",)
 
-DESCRIPTORS = 5
 
-
-def main(control: int, caller: int) -> None:
+def main(control: int, caller: int, offered: int, offers: int) -> None:
     """Guard until the caller says "close", or is gone."""
     become_subreaper()
     # What the caller's thread has blocked came along: without SIGCHLD no rank's end would be seen.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _Guardian(Connection(control), caller).run()
+    sockets = (socket.socket(fileno=descriptor) for descriptor in (offered, offers))
+    _Guardian(Connection(control), caller, *sockets).run()
     os._exit(0)  # nothing to finalize; a preloaded module's thread would keep the process
 
 
 class _Guardian:
-    def __init__(self, control: Connection, caller: int) -> None:
+    def __init__(
+        self, control: Connection, caller: int, offered: socket.socket, offers: socket.socket
+    ) -> None:
         self._control = control
         self._caller = caller
         self._starting: Connection | None = None
         self._ranks = Ranks()
         self._closing = False
-        self._forks = Forks(self._close_own)
+        self._standby = Standby(offered, offers, self._ranks, self._start_ahead)
         self._refusal: PreloadError | None = None
         self._later: list[str] = []
         self._started = False
@@ -102,9 +108,9 @@ class _Guardian:
             self._preload([self._later.pop(0)])
             return 0.0
         # Not beside ranks: what they share with us would be there twice for as long as they run.
-        if not self._ranks and next(self._paging, False):
+        if self._ranks.idle() and next(self._paging, False):
             return 0.0
-        return self._forks.tend()
+        return self._standby.tend()
 
     def _on_message(self) -> None:
         if self._closing:
@@ -118,14 +124,14 @@ class _Guardian:
     def _obey(self, kind: str, *details: Any) -> None:
         if kind == "start":
             with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
-                fds = reduction.recvfds(own, DESCRIPTORS)
-            self._start(fds, *details)
+                ends = reduction.recvfds(own, DESCRIPTORS)
+            self._start(ends, *details)
         elif kind == "preload":
             names, later = details
             self._preload(names)
             self._later = [part for name in later for part in parts_of(name)]
         elif kind == "park":
-            self._forks.park(*details)
+            self._standby.want(*details)
         elif kind == "signal":
             self._ranks.signal(*details)
         elif kind == "kill":
@@ -153,39 +159,47 @@ class _Guardian:
 
     def _start(
         self,
-        fds: list[int],
+        ends: list[int],
         key: int,
         command: list[str] | None,
-        environment: Mapping[str, str],
+        environment: Mapping[str, str] | None,
     ) -> None:
         self._catch_up()
-        status = Connection(fds.pop(), readable=False)
         # What is to be imported from the caller's directory is here. That may be removed, and
         # CPython 3.13 then raises SystemError for each attribute that a module has not.
         os.chdir("/")
+        if command is None:
+            self._bring_up(ends, key, lambda: fork_rank(ends[:-1], self._close_own, ahead=False))
+        else:
+            self._bring_up(ends, key, lambda: _exec(command, environment, ends[:-1]))
+
+    def _start_ahead(self, ends: list[int], key: int) -> None:
+        begin = partial(fork_rank, ends[:-1], self._close_own, ahead=True)
+        self._bring_up(ends, key, begin, parked=True)
+
+    def _bring_up(
+        self, ends: list[int], key: int, begin: Callable[[], int], *, parked: bool = False
+    ) -> None:
+        status = self._starting = Connection(ends[-1], readable=False)
         try:
-            if command is not None:
-                pid = _exec(command, environment, fds)
-            elif self._refusal is not None:
+            if self._refusal is not None:
                 raise self._refusal
-            else:
-                self._starting = status
-                pid = self._forks.start(Begin(fds, environment))
+            pid = begin()
         except (OSError, PreloadError) as error:
             say(status, error)
             status.close()
         else:
-            self._ranks.add(key, pid, status)
+            self._ranks.add(key, pid, status, parked=parked)
         finally:
             self._starting = None
-            for fd in fds:
-                os.close(fd)
+            close_all(ends[:-1])
 
     def _close_own(self) -> None:
         """In a fork: close what is the guardian's."""
         if self._starting is not None:
             self._starting.close()
         self._ranks.close()
+        self._standby.close()
         self._selector.close()
         self._control.close()
         self._wakeup.close()
@@ -198,20 +212,19 @@ class _Guardian:
         for fileobj in [key.fileobj for key in self._selector.get_map().values()]:
             if fileobj is not self._wakeup:
                 self._selector.unregister(fileobj)
-        self._forks.end_parked()
         self._ranks.kill_all()
-        self._ranks.reap(self._forks.parked)
+        self._ranks.reap()
 
     def _on_signal(self) -> None:
         with suppress(BlockingIOError):
             self._wakeup.recv(4096)
-        self._ranks.reap(self._forks.parked)
-        self._forks.not_before = 0.0
+        self._ranks.reap()
+        self._standby.over()
 
 
-def _exec(command: list[str], environment: Mapping[str, str], fds: list[int]) -> int:
+def _exec(command: list[str], environment: Mapping[str, str] | None, ends: list[int]) -> int:
     """Start a fresh interpreter; return its pid."""
-    channel, stacks, stdout, stderr = fds
+    channel, stacks, stdout, stderr = ends
     process = subprocess.Popen(
         [*command[:-1], str(channel), str(stacks), str(os.getpid()), command[-1]],
         env=environment,

@@ -7,14 +7,16 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from io import RawIOBase
+from contextlib import suppress
+from dataclasses import replace
+from io import FileIO
 from typing import Any
 
-import multiprocess
 import multiprocess.connection
 import multiprocess.process
+from multiprocess.connection import Connection
 from multiprocess.process import BaseProcess
 
 from rankexec._gang.call import Seat
@@ -22,6 +24,7 @@ from rankexec._gang.channel import Channel
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers import Ended, Started
+from rankexec.launchers._ends import close_all, joined
 from rankexec.launchers._guarded import GUARDIANS, Guardian, command_for
 
 __all__ = ("GuardedPopen", "RankProcess")
@@ -34,22 +37,31 @@ class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no typ
         self,
         seat: Seat,
         environment: Mapping[str, str],
+        preparation: Mapping[str, Any],
         find_guardian: Callable[[], Guardian],
         *,
         fork: bool,
+        standby: bool,
     ) -> None:
         super().__init__(name=f"rank-{seat.rank}")
         self.environment = dict(environment)
+        self.preparation = preparation
         self.find_guardian = find_guardian
         self.fork = fork
+        self.standby = standby
         self.channel: Channel
-        self.stdout: RawIOBase
-        self.stderr: RawIOBase
-        self.stacks: RawIOBase
+        self.stdout: FileIO
+        self.stderr: FileIO
+        self.stacks: FileIO
 
     @staticmethod
     def _Popen(process: RankProcess) -> GuardedPopen:  # noqa: N802  # multiprocess's hook
         return GuardedPopen(process)
+
+    @property
+    def key(self) -> int:
+        """What the guardian knows it by."""
+        return self._popen.key  # type: ignore[no-any-return]  # untyped there
 
     def fileno(self) -> int:
         """Return the status pipe's descriptor."""
@@ -78,36 +90,67 @@ class GuardedPopen:
     def __init__(self, process: RankProcess) -> None:
         self.pid: int | None = None
         self.returncode: int | None = None
-        self._key = next(self._keys)
+        self.key: int
+        self.sentinel: int
+        self._status: Connection
+        self._since = 0.0
         self._lock = threading.Lock()
         self._news: list[Started | Ended | Exception] = []
-        # Whatever fails, at the limit of descriptors any of these lines: nothing stays open.
-        with ExitStack() as ours, ExitStack() as theirs:
-            channel, its_channel = multiprocess.Pipe(duplex=True)
-            theirs.callback(its_channel.close)
-            process.channel = Channel(channel)
-            ours.callback(process.channel.close)
-            self._status, status = multiprocess.Pipe(duplex=False)
-            theirs.callback(status.close)
-            ours.callback(self._status.close)
-            self.sentinel = self._status.fileno()
-            process.stacks, stacks = _pipe(ours, theirs)
-            process.stdout, stdout = _pipe(ours, theirs)
-            process.stderr, stderr = _pipe(ours, theirs)
-            fds = [its_channel.fileno(), stacks, stdout, stderr, status.fileno()]
-            self._start(process, fds)
-            ours.pop_all()
+        self._guardian = process.find_guardian()
+        if not (process.standby and self._take(process)):
+            self._start(process)
 
-    def _start(self, process: RankProcess, fds: list[int]) -> None:
+    def _take(self, process: RankProcess) -> bool:
+        """Be a rank that was forked ahead. Returns False if there is none."""
+        while (offer := self._guardian.take()) is not None:
+            self.key, ends = offer
+            self._since = time.monotonic()  # not as long as it has been waiting
+            self._hold(process, ends)
+            try:
+                self._prepare(process)
+                return True
+            except BaseException as error:
+                self._drop(process)
+                self._guardian.ended()
+                if not isinstance(error, ConnectionError):  # it was killed while it waited
+                    raise
+        return False
+
+    def _start(self, process: RankProcess) -> None:
         command = None if process.fork else command_for("rankexec._gang.worker")
-        details = (self._key, command, process.environment)
+        self.key = next(self._keys)
+        details = (self.key, command, None if process.fork else process.environment)
+        ours, theirs = joined()
+        self._hold(process, ours)
         try:
-            self._guardian = process.find_guardian()
-            self._guardian.start(fds, *details)
-        except ConnectionError:  # killed, though not dead when we looked: a new one, once
-            GUARDIANS.discard(self._guardian)
-            self._guardian = process.find_guardian()
-            self._guardian.start(fds, *details)
+            try:
+                self._guardian.start(theirs, *details)
+            except ConnectionError:  # killed, though not dead when we looked: a new one, once
+                GUARDIANS.discard(self._guardian)
+                self._guardian = process.find_guardian()
+                self._guardian.start(theirs, *details)
+            with suppress(ConnectionError):  # it has just died; the process says so
+                self._prepare(process)
+        except BaseException:
+            self._drop(process)
+            raise
+        finally:
+            close_all(theirs)
+
+    def _hold(self, process: RankProcess, ends: list[int]) -> None:
+        channel, stacks, stdout, stderr, status = ends
+        process.channel = Channel(Connection(channel))
+        process.stacks, process.stdout, process.stderr = map(FileIO, (stacks, stdout, stderr))
+        self._status = Connection(status, writable=False)
+        self.sentinel = status
+
+    def _prepare(self, process: RankProcess) -> None:
+        environment = process.environment if process.fork else None
+        process.channel.send("prepare", (process.preparation, environment))
+
+    def _drop(self, process: RankProcess) -> None:
+        for end in (process.channel, process.stacks, process.stdout, process.stderr, self._status):
+            end.close()
 
     def news(self) -> list[Started | Ended]:
         self._read()
@@ -130,13 +173,14 @@ class GuardedPopen:
         with self._lock:
             while self.returncode is None and not self._status.closed and self._status.poll(0):
                 try:
-                    self._take(pickle.loads(self._status.recv_bytes()))
+                    self._note(pickle.loads(self._status.recv_bytes()))
                 except (EOFError, ConnectionError):
-                    self._take(
-                        Ended(None, None, 0.0)
-                    )  # the guardian is gone, and its ranks with it
+                    # The guardian is gone, and its ranks with it.
+                    self._note(Ended(None, None, 0.0))
 
-    def _take(self, item: Started | Ended | Exception) -> None:
+    def _note(self, item: Started | Ended | Exception) -> None:
+        if isinstance(item, Started):
+            item = replace(item, when=max(item.when, self._since))
         self._news.append(item)
         if isinstance(item, Started):
             self.pid = item.pid
@@ -158,7 +202,7 @@ class GuardedPopen:
         return self.returncode
 
     def tell(self, kind: str, *details: Any) -> None:
-        self._guardian.tell(kind, self._key, *details)
+        self._guardian.tell(kind, self.key, *details)
 
     def terminate(self) -> None:
         self.tell("signal", signal.SIGTERM)
@@ -172,16 +216,6 @@ class GuardedPopen:
             if self.returncode is None:  # killed before the guardian came to start it
                 self.returncode = 255
                 self._guardian.ended()
-
-
-def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[RawIOBase, int]:
-    """Return a pipe's end that is read without waiting, and the descriptor of the other."""
-    reader, writer = os.pipe()
-    theirs.callback(os.close, writer)
-    source = open(reader, "rb", buffering=0)  # noqa: SIM115  # the gang closes it
-    ours.callback(source.close)
-    os.set_blocking(reader, False)
-    return source, writer
 
 
 def _forget_ranks() -> None:

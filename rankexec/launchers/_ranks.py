@@ -41,6 +41,8 @@ class _Rank:
     key: int
     pid: int
     status: Connection
+    parked: bool
+    """Whether it was started ahead of its call, and the caller has not taken it."""
     ended: Ended | None = None
 
     def join(self) -> None:
@@ -59,9 +61,22 @@ class Ranks:
     def __bool__(self) -> bool:
         return bool(self._running or self._dead)
 
-    def add(self, key: int, pid: int, status: Connection) -> None:
+    def idle(self) -> bool:
+        """Return whether there are none but parked ones."""
+        return self.parked() == len(self._running) and not self._dead
+
+    def parked(self) -> int:
+        """Return how many were started ahead and wait to be taken."""
+        return sum(rank.parked for rank in self._running.values())
+
+    def take(self, keys: Container[int]) -> None:
+        """Note that the caller has taken these."""
+        for rank in self._running.values():
+            rank.parked = rank.parked and rank.key not in keys
+
+    def add(self, key: int, pid: int, status: Connection, *, parked: bool) -> None:
         """Take in a process that was started as a rank, and say so."""
-        self._running[pid] = _Rank(key, pid, status)
+        self._running[pid] = _Rank(key, pid, status, parked)
         say(status, Started(pid, time.monotonic()))
 
     def close(self) -> None:
@@ -84,7 +99,7 @@ class Ranks:
         for rank in list(self._running.values()):
             self._kill_tree(rank)
 
-    def reap(self, parked: dict[int, Connection]) -> None:
+    def reap(self) -> None:
         """Take in who has died, kill their orphans, report those that have none left.
 
         Called again for each death, an orphan's too, so it never needs to wait.
@@ -97,13 +112,11 @@ class Ranks:
             if pid == 0:
                 break
             self._gone.add(str(pid))
-            if line := parked.pop(pid, None):  # somebody has killed it
-                line.close()
             if rank := self._running.pop(pid, None):
                 exitcode = os.waitstatus_to_exitcode(status)
                 rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
                 self._dead.append(rank)
-        if self._dead and not _kill_others(self._running.keys() | parked.keys()):
+        if self._dead and not _kill_others(self._running):
             _remove_shared_memory(self._gone)
             self._gone.clear()
             for rank in self._dead:

@@ -131,7 +131,7 @@ def start_unguarded(
                 channel, line = (arrivals.take(starting[0], seat.rank, i) for i in range(2))
                 rank = UnguardedRank(starting.pop(0).process, channel, line)
                 with suppress(ConnectionError):  # it has just died, and says so by its news
-                    rank.channel.send("prepare", preparation)
+                    rank.channel.send("prepare", (preparation, None))
                 yield rank
         finally:
             for unused in starting:

@@ -9,7 +9,6 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -89,7 +88,7 @@ class LocalLauncher:
         with self._lock:
             self._leases -= 1
             if self.standby and not self._leases:
-                GUARDIANS.tell("park", 0, 0.0)
+                GUARDIANS.tell("park", 0, 0.0, ())
         GUARDIANS.release()
 
     def close(self) -> None:
@@ -128,16 +127,18 @@ class LocalLauncher:
             return
         from rankexec.launchers._popen import RankProcess
 
+        taken, fork = [], self.start_method != "spawn"
         for seat, environment in zip(seats, environments, strict=True):
             find = partial(self.find_guardian, environment)
-            process = RankProcess(seat, environment, find, fork=self.start_method != "spawn")
+            process = RankProcess(
+                seat, environment, preparation, find, fork=fork, standby=self.standby
+            )
             process.start()
-            with suppress(ConnectionError):  # the guardian has just died; the process says so
-                process.channel.send("prepare", preparation)
+            taken.append(process.key)
             yield process
         if self.standby and seats:
             guardian = self.find_guardian(environments[0])
-            guardian.tell("park", len(seats), self.standby_ttl)
+            guardian.tell("park", len(seats), self.standby_ttl, taken)
 
 
 def _checked_preload(preload: Any) -> tuple[str, ...]:

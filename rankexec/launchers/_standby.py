@@ -1,0 +1,109 @@
+"""Ranks that the guardian forks ahead of their call, and offers to the caller.
+
+Each is started like any other, and waits for its caller's first message. The caller's ends of it
+are put into a socket from which both the caller and the guardian take: who has taken a rank has it,
+and no rank is used and ended at once. What the guardian takes back it closes, and the rank, whose
+caller is gone, ends by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from rankexec.launchers._ends import close_all, joined, receive_ends, send_ends
+from rankexec.launchers._ranks import Ranks
+
+__all__ = ("Standby",)
+
+AHEAD_SECONDS = 0.05
+"""How long forking the next gang's children waits for the end of this one."""
+_LONGEST_SECONDS = 86400.0
+"""The kernel takes no more than 24 days at once, and not infinity; who waits looks again anyway."""
+
+
+class Standby:
+    """When ranks are forked ahead, and when they are taken back.
+
+    Args:
+        offered: the end to take from, as the caller has it.
+        offers: the other.
+        ranks: where they are found once they are started.
+        start: starts one with these ends of its own, by that key.
+    """
+
+    def __init__(
+        self,
+        offered: socket.socket,
+        offers: socket.socket,
+        ranks: Ranks,
+        start: Callable[[list[int], int], None],
+    ) -> None:
+        self._offered = offered
+        self._offers = offers
+        self._ranks = ranks
+        self._start = start
+        self._keys = itertools.count(-1, -1)  # the caller's own are positive
+        self._wanted = 0
+        self._keep_seconds = 0.0
+        self._until = 0.0
+        self._not_before = 0.0
+
+    def want(self, count: int, seconds: float, taken: Sequence[int]) -> None:
+        """Keep `count` ranks forked ahead until none is taken for `seconds`.
+
+        `taken` are the keys of those that the caller has taken since it said so last.
+        """
+        now = time.monotonic()
+        # Beside a short gang it costs that milliseconds; where none was left, gangs come at once.
+        self._not_before = now + AHEAD_SECONDS if taken else 0.0
+        self._ranks.take(taken)
+        self._wanted, self._keep_seconds = count, seconds
+        self._until = now + seconds
+
+    def over(self) -> None:
+        """Note that a gang is over: from then on a fork takes no time that anybody waits for."""
+        self._not_before = 0.0
+
+    def tend(self) -> float | None:
+        """Fork one rank ahead if one is missing; take all back that nobody has taken for long.
+
+        Returns the seconds after which it wants to be called again; None: not by itself.
+        """
+        now = time.monotonic()
+        if now >= self._until:
+            self._take_back()
+            return None
+        if self._ranks.parked() < self._wanted:
+            if now < self._not_before:
+                return self._not_before - now
+            self._fork()
+        if self._ranks.parked() < self._wanted:
+            return 0.0
+        return min(self._until - time.monotonic(), _LONGEST_SECONDS)
+
+    def close(self) -> None:
+        """In a fork: close what is the guardian's."""
+        self._offered.close()
+        self._offers.close()
+
+    def _fork(self) -> None:
+        key = next(self._keys)
+        ours, theirs = joined()
+        try:
+            # Before it is there: whoever sees the process can rely on its being offered.
+            send_ends(self._offers, key, ours)
+        except BlockingIOError:  # the kernel holds no more of them
+            self._wanted = self._ranks.parked()
+            close_all(theirs)
+            return
+        finally:
+            close_all(ours)
+        self._start(theirs, key)
+
+    def _take_back(self) -> None:
+        self._wanted = 0
+        while (offer := receive_ends(self._offered)) is not None:
+            close_all(offer[1])
