@@ -23,6 +23,14 @@ from multiprocess import reduction
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
 from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
+from rankexec.launchers._ends import (
+    DESCRIPTORS,
+    close_all,
+    joined,
+    offers_socket,
+    receive_ends,
+    send_ends,
+)
 from rankexec.launchers._guarded import GUARDIANS
 from rankexec.launchers._preload import parts_of
 
@@ -396,6 +404,34 @@ def test_standby_ends_unused():
         executor.submit(os.getpid).result()
         wait_until(lambda: not parked(), "none parked")
         assert len(executor.submit(os.getpid).result()) == 2
+
+
+def test_standby_ends_while_it_is_taken():
+    """A rank is taken or taken back, and never both: calls come just when `standby_ttl` is over."""
+    launcher = LocalLauncher("forkserver", standby=True, standby_ttl=0.02)
+    with executor_with(launcher) as executor:
+        for number in range(40):
+            assert len(set(executor.submit(os.getpid).result())) == 2
+            time.sleep(number / 1000)
+
+
+def test_offers_are_taken_once():
+    """Whoever is first has a rank's ends, all of them, and nobody else."""
+    first, second = offers_socket()
+    with first, second:
+        assert receive_ends(first) is None
+        for key in (-1, -2):
+            ours, theirs = joined()
+            send_ends(second, key, ours)
+            close_all([*ours, *theirs])
+        with first.dup() as another:
+            taken = [receive_ends(first), receive_ends(another)]
+        assert [key for key, _ in taken] == [-1, -2]
+        assert receive_ends(first) is None
+        for _, ends in taken:
+            assert len(ends) == DESCRIPTORS
+            assert not any(os.get_inheritable(end) for end in ends)
+            close_all(ends)
 
 
 @pytest.mark.parametrize("seconds", [30 * 86400, float("inf")])

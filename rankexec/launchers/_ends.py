@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -52,7 +54,9 @@ def offers_socket() -> tuple[socket.socket, socket.socket]:
 
     The first one is for several processes: each message is taken whole, and once.
     """
-    pair = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    # macOS has none of the first kind, and Linux takes no more than ten of the second.
+    kind = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+    pair = socket.socketpair(type=kind)
     for own in pair:
         own.setblocking(False)
     return pair
@@ -65,13 +69,18 @@ def send_ends(own: socket.socket, key: int, ends: list[int]) -> None:
 
 def receive_ends(own: socket.socket) -> tuple[int, list[int]] | None:
     """Return what was put in first and not taken yet; None if there is nothing to be had."""
+    # Not `socket.recv_fds`, which takes flags and does not pass them on.
+    size = array("i").itemsize
     try:
         while True:
-            key, ends, _, _ = socket.recv_fds(own, _KEY_BYTES, DESCRIPTORS, _FLAGS)
+            key, ancillary, _, _ = own.recvmsg(
+                _KEY_BYTES, socket.CMSG_LEN(DESCRIPTORS * size), _FLAGS
+            )
             if not key:  # who puts them in is gone
                 return None
+            ends = array("i", b"".join(data[: len(data) // size * size] for *_, data in ancillary))
             if len(ends) == DESCRIPTORS:
-                return int(key), ends
+                return int(key), list(ends)
             close_all(ends)  # at the limit of descriptors the kernel drops what is too many
     except OSError:  # nothing is there
         return None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from rankexec.launchers._ends import offers_socket, receive_ends
+from rankexec.launchers._ends import close_all, offers_socket, receive_ends
 
 __all__ = ("GUARDIANS", "Guardian", "command_for")
 
@@ -64,8 +64,7 @@ class Guardian:
             ours.callback(self._offered.close)
             theirs.callback(offers.close)
             caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
-            if caller >= 0:
-                theirs.callback(os.close, caller)
+            theirs.callback(close_all, [caller])
             fds = [control.fileno(), caller, self._offered.fileno(), offers.fileno()]
             self._process = subprocess.Popen(
                 [*command[:-1], *map(str, fds), command[-1]],
