@@ -184,7 +184,8 @@ class Session(Executor):
 
     def _note_set(self, names: Iterable[str]) -> None:
         """Note which of these names the ranks have set; of the caller's rank it is seen."""
-        both = set(names) & set(vars(sys.modules["__main__"]))
+        main = vars(sys.modules["__main__"])
+        both = [name for name in names if name in main]
         if both and self._settings.caller_rank is None:
             settings = replace(self._settings, gather=False)
             there = self._submit(settings, (sorted(both),), names_in_main, {}).result()

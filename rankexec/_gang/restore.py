@@ -12,6 +12,9 @@ import sys
 import threading
 import time
 import warnings
+
+# The one of `signal` makes an enum member of each, which takes ten times as long.
+from _signal import getsignal  # type: ignore[import-not-found]  # it has no stub
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -109,7 +112,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     """
     global _base  # noqa: PLW0603  # the turn makes it one writer at a time
     environment = _base = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: getsignal(number) for number in _SIGNALS}
     main = sys.modules["__main__"]
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
@@ -122,7 +125,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
         _base = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                if handler is not None and signal.getsignal(number) is not handler:
+                if handler is not None and getsignal(number) is not handler:
                     signal.signal(number, handler)
         sys.modules["__main__"] = main
         sys.excepthook = excepthook

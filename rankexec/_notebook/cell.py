@@ -117,9 +117,12 @@ class Cell:
         self._namespace = namespace
         self._body, self._last, self._tree, self.flags = source.compile()
         self.has_value = self._last is not None
-        self.assigned = names_assigned(self._body)
-        if self._last is not None:
-            self.assigned |= names_assigned(self._last)
+
+    @cached_property
+    def assigned(self) -> set[str]:
+        """The names that it sets."""
+        last = set() if self._last is None else names_assigned(self._last)
+        return names_assigned(self._body) | last
 
     @cached_property
     def __wrapped__(self) -> types.FunctionType:  # where errors look for what a callable reaches
