@@ -21,6 +21,7 @@ from multiprocess.connection import Connection
 from rankexec._gang import output, worker
 from rankexec._gang.channel import Channel
 from rankexec._gang.restore import restore_environment
+from rankexec._notebook import cell  # noqa: F401  # to import it takes a rank 8 ms, for every cell
 from rankexec._torch import do_not_wait_at_exit
 from rankexec.launchers._preload import forget_edited
 
