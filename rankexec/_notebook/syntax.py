@@ -11,6 +11,8 @@ __all__ = ("ends_silently", "has_await", "ipython_calls")
 
 def has_await(source: str) -> bool:
     """Return whether a cell awaits outside any function, so that only an event loop can run it."""
+    if "await" not in source and "async" not in source:  # most have none: spare them the compiler
+        return False
     try:
         code = compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError:
@@ -20,6 +22,8 @@ def has_await(source: str) -> bool:
 
 def ends_silently(source: str) -> bool:
     """Return whether a cell ends with a semicolon: its last value is not to be displayed."""
+    if ";" not in source:
+        return False
     from IPython.core.displayhook import DisplayHook
 
     try:
