@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import threading
@@ -404,6 +405,26 @@ def test_standby_ends_unused():
         executor.submit(os.getpid).result()
         wait_until(lambda: not parked(), "none parked")
         assert len(executor.submit(os.getpid).result()) == 2
+
+
+def test_standby_without_room():
+    """At the guardian's limit of descriptors no rank is forked ahead; gangs work as before."""
+    launcher = LocalLauncher("forkserver", standby=True)
+    with executor_with(launcher, 1) as executor:
+        pid = guardian_pid()
+        executor.submit(os.getpid).result()
+        wait_until(parked, "one parked")
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 8, before[1]))
+        for _ in range(3):
+            assert len(executor.submit(os.getpid).result()) == 1
+            wait_until(lambda: not parked(), "its end")
+        assert psutil.Process(pid).cpu_percent(0.2) < 50  # it does not try again and again
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert guardian_pid() == pid
+        executor.submit(os.getpid).result()
+        wait_until(parked, "one parked")
 
 
 def test_standby_ends_while_it_is_taken():

@@ -173,13 +173,14 @@ class _Guardian:
         else:
             self._bring_up(ends, key, lambda: _exec(command, environment, ends[:-1]))
 
-    def _start_ahead(self, ends: list[int], key: int) -> None:
+    def _start_ahead(self, ends: list[int], key: int) -> bool:
         begin = partial(fork_rank, ends[:-1], self._close_own, ahead=True)
-        self._bring_up(ends, key, begin, parked=True)
+        return self._bring_up(ends, key, begin, parked=True)
 
     def _bring_up(
         self, ends: list[int], key: int, begin: Callable[[], int], *, parked: bool = False
-    ) -> None:
+    ) -> bool:
+        """Take in what `begin` starts; if it cannot, say so and return False."""
         status = self._starting = Connection(ends[-1], readable=False)
         try:
             if self._refusal is not None:
@@ -188,8 +189,10 @@ class _Guardian:
         except (OSError, PreloadError) as error:
             say(status, error)
             status.close()
+            return False
         else:
             self._ranks.add(key, pid, status, parked=parked)
+            return True
         finally:
             self._starting = None
             close_all(ends[:-1])

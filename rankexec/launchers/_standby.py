@@ -31,7 +31,7 @@ class Standby:
         offered: the end to take from, as the caller has it.
         offers: the other.
         ranks: where they are found once they are started.
-        start: starts one with these ends of its own, by that key.
+        start: starts one with these ends of its own, by that key; returns whether it could.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Standby:
         offered: socket.socket,
         offers: socket.socket,
         ranks: Ranks,
-        start: Callable[[list[int], int], None],
+        start: Callable[[list[int], int], bool],
     ) -> None:
         self._offered = offered
         self._offers = offers
@@ -90,18 +90,23 @@ class Standby:
         self._offers.close()
 
     def _fork(self) -> None:
-        key = next(self._keys)
-        ours, theirs = joined()
+        if not self._offer(next(self._keys)):  # the next gang starts its ranks itself
+            self._wanted = self._ranks.parked()
+
+    def _offer(self, key: int) -> bool:
+        """Start a rank, and offer it. Returns False if the system has no room for another."""
+        ours: list[int] = []
+        theirs: list[int] = []
         try:
+            ours, theirs = joined()
             # Before it is there: whoever sees the process can rely on its being offered.
             send_ends(self._offers, key, ours)
-        except BlockingIOError:  # the kernel holds no more of them
-            self._wanted = self._ranks.parked()
+        except OSError:  # at the limit of descriptors: ours, or those on their way
             close_all(theirs)
-            return
+            return False
         finally:
             close_all(ours)
-        self._start(theirs, key)
+        return self._start(theirs, key)
 
     def _take_back(self) -> None:
         self._wanted = 0
