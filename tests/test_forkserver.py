@@ -6,9 +6,9 @@ import ctypes
 import importlib.util
 import mmap
 import os
+import pickle
 import random
 import re
-import resource
 import signal
 import sys
 import threading
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import is_running, last_guardian, run_script, wait_until
+from helpers import is_running, last_guardian, run_python, run_script, wait_until
 from multiprocess import reduction
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
@@ -309,32 +309,32 @@ def parked() -> list[psutil.Process]:
     return psutil.Process(guardian_pid()).children()
 
 
-def two_parked_after(used: Iterable[int]) -> set[int]:
-    """Wait until two are parked that are none of `used`: those may still be on their way out."""
+def parked_after(used: Iterable[int], count: int = 2) -> set[int]:
+    """Wait until so many are parked, without `used`, which may still be on their way out."""
 
     def ahead() -> set[int] | None:
         pids = {process.pid for process in parked()} - set(used)
-        return pids if len(pids) == 2 else None
+        return pids if len(pids) == count else None
 
-    return wait_until(ahead, "two parked")
+    return wait_until(ahead, f"{count} parked")
 
 
 def test_standby_uses_children_forked_ahead():
     """The next gang's processes exist before it is submitted, and end when nobody needs them."""
     launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher) as executor:
-        ahead = two_parked_after(executor.submit(os.getpid).result())
+        ahead = parked_after(executor.submit(os.getpid).result())
         assert set(executor.submit(os.getpid).result()) == ahead
-        assert not two_parked_after(ahead) & ahead
+        assert not parked_after(ahead) & ahead
 
 
 def test_standby_beside_a_long_gang():
     """The next gang's children are not only forked when this one has ended."""
     launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher) as executor:
-        ahead = two_parked_after(executor.submit(os.getpid).result())
+        ahead = parked_after(executor.submit(os.getpid).result())
         future = executor.submit(time.sleep, 600)
-        assert not two_parked_after(ahead) & ahead
+        assert not parked_after(ahead) & ahead
         assert future.cancel()
 
 
@@ -359,7 +359,7 @@ def looked_around() -> dict[str, object]:
 def test_standby_children_are_as_fresh_as_others():
     """Nothing is seen of it that they were there before, and have run a call by themselves."""
     with executor_with(LocalLauncher("forkserver", standby=True)) as executor:
-        ahead = two_parked_after(executor.submit(os.getpid).result())
+        ahead = parked_after(executor.submit(os.getpid).result())
         future = executor.submit(looked_around)
         found = future.result()
         assert {info.pid for info in future.ranks} == ahead
@@ -372,7 +372,7 @@ def test_the_callers_directory_is_removed(tmp_path):
     source = """
 import os, time
 from rankexec import LocalLauncher, RankedExecutor
-from test_forkserver import executor_with, two_parked_after
+from test_forkserver import executor_with, parked_after
 
 os.mkdir("gone")
 os.chdir("gone")
@@ -381,7 +381,7 @@ with executor_with(LocalLauncher("forkserver", standby=True)) as executor:
     os.chdir("..")
     os.rmdir("gone")
     for _ in range(2):
-        ahead = two_parked_after(pids)
+        ahead = parked_after(pids)
         pids = executor.submit(os.getpid).result()
     print(set(pids) == ahead)
 """
@@ -392,7 +392,7 @@ def test_standby_child_killed_while_parked():
     """The gang gets another one."""
     launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher) as executor:
-        first = min(two_parked_after(executor.submit(os.getpid).result()))
+        first = min(parked_after(executor.submit(os.getpid).result()))
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: not is_running(first), "it is dead")
         assert len(set(executor.submit(os.getpid).result())) == 2
@@ -407,24 +407,88 @@ def test_standby_ends_unused():
         assert len(executor.submit(os.getpid).result()) == 2
 
 
+def test_standby_for_a_smaller_gang():
+    """As many are parked as the last gang had, not as many as ever."""
+    with executor_with(LocalLauncher("forkserver", standby=True), 3) as executor:
+        parked_after(executor.submit(os.getpid).result(), 3)
+        small = executor.options(world_size=1)
+        ahead = parked_after(small.submit(os.getpid).result(), 1)
+        assert set(small.submit(os.getpid).result()) == ahead
+
+
+def test_standby_of_another_launcher():
+    """What one launcher has parked is not ended with another's executors."""
+    with executor_with(LocalLauncher("forkserver", standby=True)) as executor:
+        ahead = parked_after(executor.submit(os.getpid).result())
+        with executor_with(LocalLauncher("forkserver", standby=True)):
+            pass
+        assert set(executor.submit(os.getpid).result()) == ahead
+
+
+def test_a_guardian_that_ends_forks_nothing_ahead():
+    """It does not replace the parked ranks that it ends, for which it would wait."""
+    launcher = LocalLauncher("forkserver", standby=True)
+    with executor_with(launcher, 4) as executor:
+        for _ in range(6):
+            parked_after(executor.submit(os.getpid).result(), 4)
+            began = time.monotonic()
+            launcher.close()
+            assert time.monotonic() - began < 5
+
+
+def test_nothing_is_left_of_standby_in_a_killed_caller(tmp_path):
+    """Neither its guardian nor what is parked, nor anything in its place."""
+    source = """
+import os, signal
+from rankexec import LocalLauncher
+from test_forkserver import executor_with, guardian_pid, parked_after
+
+executor = executor_with(LocalLauncher("forkserver", standby=True), 4)
+parked_after(executor.submit(os.getpid).result(), 4)
+print(guardian_pid(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    for _ in range(3):
+        done = run_python([str(script)], tmp_path)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        wait_until(lambda pid=int(done.stdout): not is_running(pid), "it has ended", 10)
+
+
+def test_a_start_without_descriptors(capfd):
+    """A caller that was killed just then: the guardian ends, and says nothing; so do its ranks."""
+    with executor_with(LocalLauncher("forkserver")) as executor:
+        executor.submit(os.getpid).result()
+        guardian, pid = last_guardian(), guardian_pid()
+        guardian._control.send_bytes(pickle.dumps(("start", 1 << 40, None, None)))
+        os.write(guardian._control.fileno(), b".")
+        wait_until(lambda: not guardian.alive(), "it has ended")
+        assert len(executor.submit(os.getpid).result()) == 2
+        assert guardian_pid() != pid
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_standby_without_room():
     """At the guardian's limit of descriptors no rank is forked ahead; gangs work as before."""
     launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher, 1) as executor:
-        pid = guardian_pid()
-        executor.submit(os.getpid).result()
-        wait_until(parked, "one parked")
-        used = len(os.listdir(f"/proc/{pid}/fd"))
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 8, before[1]))
-        for _ in range(3):
-            assert len(executor.submit(os.getpid).result()) == 1
-            wait_until(lambda: not parked(), "its end")
-        assert psutil.Process(pid).cpu_percent(0.2) < 50  # it does not try again and again
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        assert guardian_pid() == pid
-        executor.submit(os.getpid).result()
-        wait_until(parked, "one parked")
+        guardian = psutil.Process(guardian_pid())
+        parked_after(executor.submit(os.getpid).result(), 1)
+        wait_until(lambda: guardian.status() == psutil.STATUS_SLEEPING, "it has closed its ends")
+        _, hard = before = guardian.rlimit(psutil.RLIMIT_NOFILE)
+        used = {int(name) for name in os.listdir(f"/proc/{guardian.pid}/fd")}
+        free = [number for number in range(100) if number not in used]
+        guardian.rlimit(psutil.RLIMIT_NOFILE, (free[8], hard))  # a start needs 5, one ahead 10
+        try:
+            for _ in range(3):
+                assert len(executor.submit(os.getpid).result()) == 1
+                wait_until(lambda: not parked(), "its end")
+            assert guardian.cpu_percent(0.2) < 50  # it does not try again and again
+        finally:
+            guardian.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert guardian_pid() == guardian.pid
+        parked_after(executor.submit(os.getpid).result(), 1)
 
 
 def test_standby_ends_while_it_is_taken():
@@ -460,7 +524,7 @@ def test_standby_without_end(seconds):
     """More than the kernel takes at once does not end the guardian."""
     launcher = LocalLauncher("forkserver", standby=True, standby_ttl=seconds)
     with executor_with(launcher) as executor:
-        ahead = two_parked_after(executor.submit(os.getpid).result())
+        ahead = parked_after(executor.submit(os.getpid).result())
         assert set(executor.submit(os.getpid).result()) == ahead
 
 
@@ -482,7 +546,7 @@ def test_a_finalizer_that_tells_the_guardian(monkeypatch):
     sent = reduction.sendfds
 
     def collect_and_send(*args):
-        GUARDIANS.tell("park", 0, 0.0, ())  # as an executor does that is forgotten
+        last_guardian().tell("park", 0, 0.0, ())  # as an executor does that is forgotten
         return sent(*args)
 
     with executor_with(LocalLauncher("forkserver")) as executor:

@@ -28,7 +28,7 @@ LAYERS = """
     launchers._popen            launchers._standby  launchers._unguarded
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
     launchers._ends             _gang.worker        _gang.fresh         _gang.watch
-    launchers._preload          launchers._pages    _gang.child
+    launchers._preload          launchers._pages    _gang.child         launchers._command
     _gang.held                  _gang.run
     _gang.failures
     _gang.gang

@@ -6,40 +6,19 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from rankexec.launchers._command import command_for
 from rankexec.launchers._ends import close_all, offers_socket, receive_ends
 
-__all__ = ("GUARDIANS", "Guardian", "command_for")
+__all__ = ("GUARDIANS", "Guardian")
 
 _CLOSE_SECONDS = 10.0
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[-1].splitlines(); "
-    "from {module} import {main} as main; main(*map(int, sys.argv[1:-1]))"
-)
-
-
-def command_for(module: str, main: str = "main") -> list[str]:
-    """Return a command that runs a module's `main`; integers go before the last item, sys.path."""
-    from multiprocess import spawn, util
-
-    with suppress(OSError):  # the directory is gone: nothing can be imported from there
-        here = ""
-        here = os.getcwd()
-    path = "\n".join(os.path.join(here, p) if p else here for p in sys.path if isinstance(p, str))
-    python = os.fsdecode(spawn.get_executable())
-    return [
-        python,
-        *util._args_from_interpreter_flags(),
-        "-c",
-        _BOOT.format(module=module, main=main),
-        path,
-    ]
 
 
 class Guardian:
@@ -55,6 +34,7 @@ class Guardian:
         self.running = 0
         """Ranks that were started and have not ended."""
         self._used = False
+        self._parks_for: weakref.WeakSet[Any] = weakref.WeakSet()  # launchers
         command = command_for("rankexec.launchers._guardian")
         with ExitStack() as ours, ExitStack() as theirs:
             self._control, control = multiprocess.Pipe(duplex=True)
@@ -109,6 +89,23 @@ class Guardian:
             offer = receive_ends(self._offered)
             self.running += offer is not None
         return offer
+
+    def is_gone(self) -> bool:
+        """Return whether it has closed its end: when it dies, before its ranks do."""
+        with self._lock:
+            return bool(self._control.closed or self._control.poll(0))  # it never says anything
+
+    def park(self, launcher: Any, count: int, seconds: float, taken: Sequence[int]) -> None:
+        """Have it fork so many ahead for a launcher, which has taken those with these keys."""
+        self._parks_for.add(launcher)
+        self.tell("park", count, seconds, taken)
+
+    def park_no_more(self, launcher: Any) -> None:
+        """Have it end what is forked ahead, if no other launcher wants that."""
+        if launcher in self._parks_for:
+            self._parks_for.discard(launcher)
+            if not self._parks_for:
+                self.tell("park", 0, 0.0, ())
 
     def tell(self, *message: Any) -> None:
         """Tell it something; nothing happens if it is gone, for then so are its ranks."""
@@ -200,11 +197,11 @@ class Guardians:
             self._close_unused()
             return guardian
 
-    def tell(self, *message: Any) -> None:
-        """Tell all of them something."""
+    def park_no_more(self, launcher: Any) -> None:
+        """Have all of them end what is forked ahead for this launcher alone."""
         with self._lock:
             for guardian in self._by_key.values():
-                guardian.tell(*message)
+                guardian.park_no_more(launcher)
 
     def discard(self, guardian: Guardian) -> None:
         """End a guardian that is of no use."""

@@ -103,6 +103,8 @@ class _Guardian:
 
     def _tend(self) -> float | None:
         """Do one thing that nobody waits for; return how long there is nothing more to do."""
+        if self._closing:
+            return None
         if self._later:
             self._late = self._started
             self._preload([self._later.pop(0)])
@@ -118,7 +120,7 @@ class _Guardian:
         try:
             message = pickle.loads(self._control.recv_bytes())
             self._obey(*message)
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError, RuntimeError):  # the last: a message lacks descriptors
             self._close()
 
     def _obey(self, kind: str, *details: Any) -> None:

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 from typing import Any
@@ -24,8 +23,9 @@ from rankexec._gang.channel import Channel
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers import Ended, Started
+from rankexec.launchers._command import command_for
 from rankexec.launchers._ends import close_all, joined
-from rankexec.launchers._guarded import GUARDIANS, Guardian, command_for
+from rankexec.launchers._guarded import GUARDIANS, Guardian
 
 __all__ = ("GuardedPopen", "RankProcess")
 
@@ -106,14 +106,10 @@ class GuardedPopen:
             self.key, ends = offer
             self._since = time.monotonic()  # not as long as it has been waiting
             self._hold(process, ends)
-            try:
-                self._prepare(process)
+            if self._prepare(process) and not self._guardian.is_gone():
                 return True
-            except BaseException as error:
-                self._drop(process)
-                self._guardian.ended()
-                if not isinstance(error, ConnectionError):  # it was killed while it waited
-                    raise
+            self._drop(process)  # it was killed while it waited, or is about to be
+            self._guardian.ended()
         return False
 
     def _start(self, process: RankProcess) -> None:
@@ -129,8 +125,7 @@ class GuardedPopen:
                 GUARDIANS.discard(self._guardian)
                 self._guardian = process.find_guardian()
                 self._guardian.start(theirs, *details)
-            with suppress(ConnectionError):  # it has just died; the process says so
-                self._prepare(process)
+            self._prepare(process)  # if it has just died, it says so by its news
         except BaseException:
             self._drop(process)
             raise
@@ -144,9 +139,14 @@ class GuardedPopen:
         self._status = Connection(status, writable=False)
         self.sentinel = status
 
-    def _prepare(self, process: RankProcess) -> None:
+    def _prepare(self, process: RankProcess) -> bool:
+        """Send the first message. Returns False if there is nobody to take it."""
         environment = process.environment if process.fork else None
-        process.channel.send("prepare", (process.preparation, environment))
+        try:
+            process.channel.send("prepare", (process.preparation, environment))
+        except ConnectionError:
+            return False
+        return True
 
     def _drop(self, process: RankProcess) -> None:
         for end in (process.channel, process.stacks, process.stdout, process.stderr, self._status):

@@ -9,11 +9,13 @@ caller is gone, ends by itself.
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
 
-from rankexec.launchers._ends import close_all, joined, receive_ends, send_ends
+from rankexec.launchers._ends import DESCRIPTORS, close_all, joined, receive_ends, send_ends
 from rankexec.launchers._ranks import Ranks
 
 __all__ = ("Standby",)
@@ -45,9 +47,9 @@ class Standby:
         self._offers = offers
         self._ranks = ranks
         self._start = start
-        self._keys = itertools.count(-1, -1)  # the caller's own are positive
+        # The caller's own are positive, and no other guardian has these.
+        self._keys = itertools.count(-os.getpid() << 32, -1)
         self._wanted = 0
-        self._keep_seconds = 0.0
         self._until = 0.0
         self._not_before = 0.0
 
@@ -60,7 +62,7 @@ class Standby:
         # Beside a short gang it costs that milliseconds; where none was left, gangs come at once.
         self._not_before = now + AHEAD_SECONDS if taken else 0.0
         self._ranks.take(taken)
-        self._wanted, self._keep_seconds = count, seconds
+        self._wanted = min(count, _most())
         self._until = now + seconds
 
     def over(self) -> None:
@@ -74,8 +76,10 @@ class Standby:
         """
         now = time.monotonic()
         if now >= self._until:
+            self._wanted = 0
             self._take_back()
             return None
+        self._take_back()
         if self._ranks.parked() < self._wanted:
             if now < self._not_before:
                 return self._not_before - now
@@ -109,6 +113,19 @@ class Standby:
         return self._start(theirs, key)
 
     def _take_back(self) -> None:
-        self._wanted = 0
-        while (offer := receive_ends(self._offered)) is not None:
-            close_all(offer[1])
+        """Take back, the oldest first, what is more than is wanted."""
+        while self._wanted == 0 or self._ranks.parked() > self._wanted:
+            if (offer := receive_ends(self._offered)) is None:
+                return
+            key, ends = offer
+            self._ranks.take([key])
+            close_all(ends)
+
+
+def _most() -> int:
+    """Return how many ranks may be on offer.
+
+    The kernel counts the descriptors that are on their way, all of a user's together, and refuses
+    more than a process may have open. Other things are to be sent, too.
+    """
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (4 * DESCRIPTORS))

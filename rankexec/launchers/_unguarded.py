@@ -25,7 +25,7 @@ from rankexec._gang.call import Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.worker import TOKEN_BYTES
 from rankexec.launchers import Ended, Started
-from rankexec.launchers._guarded import command_for
+from rankexec.launchers._command import command_for
 
 __all__ = ("UnguardedRank", "kill_all", "start_unguarded")
 

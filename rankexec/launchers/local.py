@@ -88,7 +88,7 @@ class LocalLauncher:
         with self._lock:
             self._leases -= 1
             if self.standby and not self._leases:
-                GUARDIANS.tell("park", 0, 0.0, ())
+                GUARDIANS.park_no_more(self)
         GUARDIANS.release()
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class LocalLauncher:
             yield process
         if self.standby and seats:
             guardian = self.find_guardian(environments[0])
-            guardian.tell("park", len(seats), self.standby_ttl, taken)
+            guardian.park(self, len(seats), self.standby_ttl, taken)
 
 
 def _checked_preload(preload: Any) -> tuple[str, ...]:
