@@ -120,14 +120,12 @@ class _Guardian:
         try:
             message = pickle.loads(self._control.recv_bytes())
             self._obey(*message)
-        except (EOFError, ConnectionError, RuntimeError):  # the last: a message lacks descriptors
+        except (EOFError, ConnectionError):
             self._close()
 
     def _obey(self, kind: str, *details: Any) -> None:
         if kind == "start":
-            with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
-                ends = reduction.recvfds(own, DESCRIPTORS)
-            self._start(ends, *details)
+            self._start(self._receive_ends(), *details)
         elif kind == "preload":
             names, later = details
             self._preload(names)
@@ -140,6 +138,14 @@ class _Guardian:
             self._ranks.kill(*details)
         else:
             self._close()
+
+    def _receive_ends(self) -> list[int]:
+        with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
+            try:
+                ends: list[int] = reduction.recvfds(own, DESCRIPTORS)
+            except RuntimeError as error:  # the caller died before it had sent them
+                raise EOFError from error
+        return ends
 
     def _preload(self, names: list[str]) -> None:
         try:
