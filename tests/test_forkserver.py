@@ -398,6 +398,32 @@ def test_standby_child_killed_while_parked():
         assert len(set(executor.submit(os.getpid).result())) == 2
 
 
+def test_standby_whose_children_do_not_live(tmp_path, monkeypatch):
+    """A module may end every fork: the guardian does not try again and again."""
+    deadly = tmp_path / "deadly"
+    (tmp_path / "deadly_preload.py").write_text(f"""
+import os
+def end():
+    if os.path.exists({str(deadly)!r}):
+        with open({str(deadly)!r}, "a") as file:
+            file.write(".")
+        os._exit(1)
+os.register_at_fork(after_in_child=end)
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(_guarded, "LATER", set())  # what is imported is, and is looked at, before
+    launcher = LocalLauncher("forkserver", preload=["deadly_preload"], standby=True)
+    with executor_with(launcher, 1) as executor:
+        parked_after(executor.submit(os.getpid).result(), 1)
+        deadly.touch()
+        executor.submit(os.getpid).result()
+        guardian = psutil.Process(guardian_pid())
+        wait_until(lambda: deadly.stat().st_size > 0, "one was forked ahead")
+        wait_until(lambda: not guardian.children(), "it has ended")
+        wait_until(lambda: guardian.status() == psutil.STATUS_SLEEPING, "no other is forked")
+        assert deadly.stat().st_size == 1
+
+
 def test_standby_ends_unused():
     """Parked children are ended when nobody used them for `standby_ttl` seconds."""
     launcher = LocalLauncher("forkserver", standby=True, standby_ttl=0.3)

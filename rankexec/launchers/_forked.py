@@ -61,7 +61,8 @@ def _become_rank(ends: Sequence[int], guardian: int, *, ahead: bool) -> NoReturn
         if ahead and not line.poll():
             # The pages that a rank writes to are this fork's own from then on. Nobody waits for it,
             # and it takes a third off the time of the real call, which replaces all that this sets.
-            worker.rehearse(_take_environment)
+            with suppress(OSError):  # no descriptors are left, say: then the call itself will tell
+                worker.rehearse(_take_environment)
         worker.serve(line, stacks, _take_environment)
         code = 0
     except BaseException:

@@ -57,6 +57,8 @@ class Ranks:
         self._dead: list[_Rank] = []
         self._gone: set[str] = set()
         """Pids of them and of all that came to the guardian, since a rank was last reported."""
+        self.lost = 0
+        """How many have died that were parked."""
 
     def __bool__(self) -> bool:
         return bool(self._running or self._dead)
@@ -116,6 +118,7 @@ class Ranks:
                 exitcode = os.waitstatus_to_exitcode(status)
                 rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
                 self._dead.append(rank)
+                self.lost += rank.parked
         if self._dead and not _kill_others(self._running):
             _remove_shared_memory(self._gone)
             self._gone.clear()

@@ -52,6 +52,7 @@ class Standby:
         self._wanted = 0
         self._until = 0.0
         self._not_before = 0.0
+        self._lost = 0
 
     def want(self, count: int, seconds: float, taken: Sequence[int]) -> None:
         """Keep `count` ranks forked ahead until none is taken for `seconds`.
@@ -66,8 +67,11 @@ class Standby:
         self._until = now + seconds
 
     def over(self) -> None:
-        """Note that a gang is over: from then on a fork takes no time that anybody waits for."""
+        """Note that ranks have ended: from then on a fork takes no time that anybody waits for."""
         self._not_before = 0.0
+        if self._ranks.lost > self._lost:  # others may not live either: not before the next gang
+            self._lost = self._ranks.lost
+            self._wanted = self._ranks.parked()
 
     def tend(self) -> float | None:
         """Fork one rank ahead if one is missing; take all back that nobody has taken for long.
