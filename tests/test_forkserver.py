@@ -414,7 +414,8 @@ os.register_at_fork(after_in_child=end)
     monkeypatch.setattr(_guarded, "LATER", set())  # what is imported is, and is looked at, before
     launcher = LocalLauncher("forkserver", preload=["deadly_preload"], standby=True)
     with executor_with(launcher, 1) as executor:
-        parked_after(executor.submit(os.getpid).result(), 1)
+        (ahead,) = parked_after(executor.submit(os.getpid).result(), 1)
+        wait_until(lambda: psutil.Process(ahead).status() == psutil.STATUS_SLEEPING, "it lives")
         deadly.touch()
         executor.submit(os.getpid).result()
         guardian = psutil.Process(guardian_pid())

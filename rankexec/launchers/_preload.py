@@ -32,24 +32,30 @@ def preload(names: Iterable[str]) -> None:
     """
     # Asking for CUDA would otherwise initialise its driver, which no fork survives.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    for name in names:
-        before = set(threading.enumerate())
-        gc.disable()  # there is hardly any garbage, and to look for it takes a fifth of the time
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # a module may raise anything, SystemExit too
-            raise PreloadError(name, f"importing it raised {error!r}") from error
-        finally:
-            gc.enable()
-        if started := [t.name for t in threading.enumerate() if t not in before]:
-            raise PreloadError(name, f"it starts threads ({', '.join(started)}), which no fork has")
-        if _touches_cuda():
-            raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
+    # Hardly any of it is garbage, and to look for that takes a fifth of the time; frozen, no rank's
+    # collector writes to the shared pages, and thereby copies them.
+    gc.disable()
+    try:
+        for name in names:
+            _preload(name)
+    finally:
+        gc.freeze()
+        gc.enable()
     # Python 3.12 warns of forks with threads; OpenBLAS's are there and stand a fork.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _note_modules()
-    gc.collect()
-    gc.freeze()  # so that no rank's collector writes to, and thereby copies, the shared pages
+
+
+def _preload(name: str) -> None:
+    before = set(threading.enumerate())
+    try:
+        importlib.import_module(name)
+    except BaseException as error:  # a module may raise anything, SystemExit too
+        raise PreloadError(name, f"importing it raised {error!r}") from error
+    if started := [t.name for t in threading.enumerate() if t not in before]:
+        raise PreloadError(name, f"it starts threads ({', '.join(started)}), which no fork has")
+    if _touches_cuda():
+        raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
 
 
 _PARTS = {"torch._dynamo": ("sympy", "torch.distributed.fsdp")}

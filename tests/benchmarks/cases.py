@@ -181,8 +181,12 @@ def _cells() -> Case:
     return Case("cells", title, entries)
 
 
+_DYNAMO = "torch._dynamo"
+"""What the first DistributedDataParallel of a process imports, and the guardian does ahead."""
+
+
 def _imports() -> Case:
-    modules = ("rankexec", "loky", "multiprocess", "accelerate", "torchrunx", "torch")
+    modules = ("rankexec", "loky", "multiprocess", "accelerate", "torchrunx", "torch", _DYNAMO)
     entries = tuple(
         Entry("yardstick", "", "imports", {"module": name}, f"import {name}") for name in modules
     )
