@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-__all__ = ("Loop",)
+__all__ = ("LONGEST_SECONDS", "Loop")
 
 Callback = Callable[[], None]
-_LONGEST_SECONDS = 86400.0
+LONGEST_SECONDS = 86400.0
 """The kernel takes no more than 24 days at once, and not infinity; who waits looks again anyway."""
 
 
@@ -53,7 +53,7 @@ class Loop:
 
     def handle(self, limit: float | None) -> None:
         """Wait for something to happen, at most until `limit` (monotonic), and handle it."""
-        wait = None if limit is None else min(max(0.0, limit - time.monotonic()), _LONGEST_SECONDS)
+        wait = None if limit is None else min(max(0.0, limit - time.monotonic()), LONGEST_SECONDS)
         for key, _ in self._selector.select(wait):
             if self.watches(key.fileobj):  # an earlier one of this round may have ended that
                 key.data()

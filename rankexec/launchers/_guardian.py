@@ -177,23 +177,23 @@ class _Guardian:
         # CPython 3.13 then raises SystemError for each attribute that a module has not.
         os.chdir("/")
         if command is None:
-            self._bring_up(ends, key, lambda: fork_rank(ends[:-1], self._close_own, ahead=False))
+            self._bring_up(ends, key, partial(fork_rank, close=self._close_own, ahead=False))
         else:
-            self._bring_up(ends, key, lambda: _exec(command, environment, ends[:-1]))
+            self._bring_up(ends, key, partial(_exec, command, environment))
 
     def _start_ahead(self, ends: list[int], key: int) -> bool:
-        begin = partial(fork_rank, ends[:-1], self._close_own, ahead=True)
+        begin = partial(fork_rank, close=self._close_own, ahead=True)
         return self._bring_up(ends, key, begin, parked=True)
 
     def _bring_up(
-        self, ends: list[int], key: int, begin: Callable[[], int], *, parked: bool = False
+        self, ends: list[int], key: int, begin: Callable[[list[int]], int], *, parked: bool = False
     ) -> bool:
         """Take in what `begin` starts; if it cannot, say so and return False."""
         status = self._starting = Connection(ends[-1], readable=False)
         try:
             if self._refusal is not None:
                 raise self._refusal
-            pid = begin()
+            pid = begin(ends[:-1])
         except (OSError, PreloadError) as error:
             say(status, error)
             status.close()

@@ -63,6 +63,11 @@ class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no typ
         """What the guardian knows it by."""
         return self._popen.key  # type: ignore[no-any-return]  # untyped there
 
+    @property
+    def guardian(self) -> Guardian:
+        """Its parent."""
+        return self._popen.guardian  # type: ignore[no-any-return]  # untyped there
+
     def fileno(self) -> int:
         """Return the status pipe's descriptor."""
         return self._popen.sentinel  # type: ignore[no-any-return]  # untyped there
@@ -96,20 +101,20 @@ class GuardedPopen:
         self._since = 0.0
         self._lock = threading.Lock()
         self._news: list[Started | Ended | Exception] = []
-        self._guardian = process.find_guardian()
+        self.guardian = process.find_guardian()
         if not (process.standby and self._take(process)):
             self._start(process)
 
     def _take(self, process: RankProcess) -> bool:
         """Be a rank that was forked ahead. Returns False if there is none."""
-        while (offer := self._guardian.take()) is not None:
+        while (offer := self.guardian.take()) is not None:
             self.key, ends = offer
             self._since = time.monotonic()  # not as long as it has been waiting
             self._hold(process, ends)
-            if self._prepare(process) and not self._guardian.is_gone():
+            if self._prepare(process) and not self.guardian.is_gone():
                 return True
             self._drop(process)  # it was killed while it waited, or is about to be
-            self._guardian.ended()
+            self.guardian.ended()
         return False
 
     def _start(self, process: RankProcess) -> None:
@@ -120,11 +125,11 @@ class GuardedPopen:
         self._hold(process, ours)
         try:
             try:
-                self._guardian.start(theirs, *details)
+                self.guardian.start(theirs, *details)
             except ConnectionError:  # killed, though not dead when we looked: a new one, once
-                GUARDIANS.discard(self._guardian)
-                self._guardian = process.find_guardian()
-                self._guardian.start(theirs, *details)
+                GUARDIANS.discard(self.guardian)
+                self.guardian = process.find_guardian()
+                self.guardian.start(theirs, *details)
             self._prepare(process)  # if it has just died, it says so by its news
         except BaseException:
             self._drop(process)
@@ -184,13 +189,13 @@ class GuardedPopen:
         self._news.append(item)
         if isinstance(item, Started):
             self.pid = item.pid
-            self._guardian.has_ranks()
+            self.guardian.has_ranks()
             return
-        self._guardian.ended()
+        self.guardian.ended()
         exitcode = item.exitcode if isinstance(item, Ended) else None
         # The next guardian may find the module mended; and one that is just dying looks alive.
         if isinstance(item, PreloadError) or (isinstance(item, Ended) and exitcode is None):
-            GUARDIANS.discard(self._guardian)
+            GUARDIANS.discard(self.guardian)
         self.returncode = 255 if exitcode is None else exitcode
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -202,7 +207,7 @@ class GuardedPopen:
         return self.returncode
 
     def tell(self, kind: str, *details: Any) -> None:
-        self._guardian.tell(kind, self.key, *details)
+        self.guardian.tell(kind, self.key, *details)
 
     def terminate(self) -> None:
         self.tell("signal", signal.SIGTERM)
@@ -215,7 +220,7 @@ class GuardedPopen:
             self._status.close()
             if self.returncode is None:  # killed before the guardian came to start it
                 self.returncode = 255
-                self._guardian.ended()
+                self.guardian.ended()
 
 
 def _forget_ranks() -> None:

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from rankexec._gang.loop import LONGEST_SECONDS
 from rankexec.launchers._ends import DESCRIPTORS, close_all, joined, receive_ends, send_ends
 from rankexec.launchers._ranks import Ranks
 
@@ -22,8 +23,6 @@ __all__ = ("Standby",)
 
 AHEAD_SECONDS = 0.05
 """How long forking the next gang's children waits for the end of this one."""
-_LONGEST_SECONDS = 86400.0
-"""The kernel takes no more than 24 days at once, and not infinity; who waits looks again anyway."""
 
 
 class Standby:
@@ -90,7 +89,7 @@ class Standby:
             self._fork()
         if self._ranks.parked() < self._wanted:
             return 0.0
-        return min(self._until - time.monotonic(), _LONGEST_SECONDS)
+        return min(self._until - time.monotonic(), LONGEST_SECONDS)
 
     def close(self) -> None:
         """In a fork: close what is the guardian's."""

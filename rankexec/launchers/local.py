@@ -137,8 +137,7 @@ class LocalLauncher:
             taken.append(process.key)
             yield process
         if self.standby and seats:
-            guardian = self.find_guardian(environments[0])
-            guardian.park(self, len(seats), self.standby_ttl, taken)
+            process.guardian.park(self, len(seats), self.standby_ttl, taken)
 
 
 def _checked_preload(preload: Any) -> tuple[str, ...]:
