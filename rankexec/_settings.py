@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -153,12 +152,14 @@ def _checked_by_value(by_value: Any) -> tuple[ModuleType, ...]:
 def _checked_output(output: Any, world_size: int) -> Any:
     takes = "output takes 'all', 'caller', a list of ranks, or a directory"
     if isinstance(output, os.PathLike):
-        return Path(output)
+        return output
     if isinstance(output, str):
         if output in ("all", "caller"):
             return output
         if os.path.isdir(output):
-            return Path(output)
+            import pathlib  # with rankexec it would be a twelfth of its import
+
+            return pathlib.Path(output)
         raise ValueError(f"{takes} (one to be made as a pathlib.Path), got {output!r}")
     if not isinstance(output, Iterable):
         raise TypeError(f"{takes}, got {output!r}")

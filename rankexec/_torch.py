@@ -8,11 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 __all__ = (
     "abort_nccl",
+    "as_timedelta",
     "check_group",
     "cuda_in_use",
     "destroy_group",
@@ -23,6 +26,23 @@ __all__ = (
     "peak_gpu_memory",
     "wait_for_all",
 )
+
+
+def as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
+    """Return a limit in seconds as torch takes it.
+
+    Raises:
+        TypeError, ValueError: it is something else, or not above 0.
+    """
+    from datetime import timedelta  # with rankexec it would be a twentieth of its import
+
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, timedelta, type(None))):
+        raise TypeError(f"timeout takes seconds or a timedelta, got {timeout!r}")
+    if isinstance(timeout, (int, float)):
+        timeout = timedelta(seconds=timeout)
+    if timeout is not None and timeout <= timedelta(0):
+        raise ValueError(f"timeout takes more than 0 seconds, got {timeout!r}")
+    return timeout
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rankexec._torch import (
     abort_nccl,
+    as_timedelta,
     check_group,
     destroy_group,
     has_own_gpu,
@@ -27,6 +27,8 @@ from rankexec._torch import (
 )
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import torch
 
 __all__ = ("TorchDDPCtx",)
@@ -35,7 +37,7 @@ _STORE = "_RANKEXEC_STORE"
 """Where the caller's store listens, as host:port; not MASTER_PORT, which is the user's to use."""
 _DEVICE = "_RANKEXEC_DEVICE"
 """Which GPU of those that the caller sees its rank has, if that is not LOCAL_RANK."""
-_CONNECT = timedelta(seconds=30)
+_CONNECT_SECONDS = 30.0
 
 
 class TorchDDPCtx:
@@ -87,14 +89,6 @@ class TorchDDPCtx:
             raise ValueError(f"addr and port go together, got addr={addr!r}, port={port!r}")
         if addr is None and (world_size is not None or base_rank):
             raise ValueError("a group that spans hosts (world_size, base_rank) needs addr and port")
-        if isinstance(timeout, bool) or not isinstance(
-            timeout, (int, float, timedelta, type(None))
-        ):
-            raise TypeError(f"timeout takes seconds or a timedelta, got {timeout!r}")
-        if isinstance(timeout, (int, float)):
-            timeout = timedelta(seconds=timeout)
-        if timeout is not None and timeout <= timedelta(0):
-            raise ValueError(f"timeout takes more than 0 seconds, got {timeout!r}")
         self.backend = backend
         self.use_gpu = bool(use_gpu)
         self.world_size = world_size
@@ -102,7 +96,7 @@ class TorchDDPCtx:
         self.addr = addr
         self.port = port
         self.num_threads = num_threads
-        self.timeout = timeout
+        self.timeout = as_timedelta(timeout)
         self._leaving = ExitStack()
 
     def __repr__(self) -> str:
@@ -200,16 +194,19 @@ class TorchDDPCtx:
     def _store(
         self, rank: int, size: int, address: tuple[str, int] | None
     ) -> torch.distributed.Store:
+        import datetime as dt
+
         import torch.distributed as dist
 
         if address is not None:
-            limit = {} if self.timeout is None else {"timeout": self.timeout}
-            store = dist.TCPStore(*address, size, is_master=rank == 0, **limit)
+            given = {} if self.timeout is None else {"timeout": self.timeout}
+            store = dist.TCPStore(*address, size, is_master=rank == 0, **given)
         else:
             host, _, port = _variable(_STORE).rpartition(":")
             # The server stood before this rank began. Should it be gone, because the gang is being
             # ended, torch would try again for as long as a collective may take.
-            patience = min(_CONNECT, self.timeout or _CONNECT)
+            limit = dt.timedelta(seconds=_CONNECT_SECONDS)
+            patience = min(limit, self.timeout or limit)
             store = dist.TCPStore(host, int(port), is_master=False, timeout=patience)
             store.set_timeout(self.timeout or dist.distributed_c10d.default_pg_timeout)
         return dist.PrefixStore("rankexec", store)

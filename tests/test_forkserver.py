@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -123,6 +124,29 @@ def test_preload_that_cannot_be_forked(source, reason, tmp_path, monkeypatch):
     assert reason in str(error)
     with executor_with(LocalLauncher("spawn")) as executor:
         assert len(executor.submit(os.getpid).result()) == 2
+
+
+def test_preload_that_touches_cuda(tmp_path, monkeypatch):
+    """What has the driver loaded and its forks spoilt is refused, by name; what has not, is not.
+
+    A library by the driver's name stands in for it, and a function for torch's answer.
+    """
+    pytest.importorskip("torch")
+    driver = tmp_path / "libcuda.so.1"
+    shutil.copy(importlib.util.find_spec("psutil._psutil_linux").origin, driver)
+    (tmp_path / "harmless_preload.py").write_text("import torch.cuda")
+    (tmp_path / "touching_preload.py").write_text(f"""
+import ctypes, torch.cuda
+ctypes.CDLL({str(driver)!r})
+torch.cuda._is_in_bad_fork = lambda: True
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    launcher = LocalLauncher("forkserver", preload=["harmless_preload", "touching_preload"])
+    with executor_with(launcher) as executor:
+        error = executor.submit(os.getpid).exception()
+    assert type(error) is PreloadError
+    assert error.module == "touching_preload"
+    assert "touches CUDA" in str(error)
 
 
 def test_guardian_that_is_not_needed_ends_at_once(tmp_path):

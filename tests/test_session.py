@@ -281,6 +281,25 @@ def test_names_that_the_caller_binds_anew(tmp_path, caller_rank):
     ]
 
 
+def test_name_that_takes_a_deleted_ones_place(tmp_path):
+    """What a call binds is the ranks' own, also where it has the value that stood before it."""
+    body = """\
+    first, second = [1], [2]
+
+    def swap():
+        global first, second
+        value = first
+        del first
+        value.append(int(__import__("os").environ["RANK"]))
+        second = value
+
+    session.submit(swap).result()
+    print(session.submit(lambda: second).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=0) + body)
+    assert out == "[[1, 0], [1, 1]]\n"
+
+
 def test_ranks_names_are_found_by_functions(tmp_path):
     """A function reads what only its rank has."""
     body = """\

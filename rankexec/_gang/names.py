@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import is_not
 from typing import Any
 
@@ -46,11 +46,21 @@ class Names:
         try:
             yield
         finally:
-            main = main_namespace()
-            # Without a tuple for each of the notebook's variables, and in one step for other
-            # threads, which may be adding names.
-            old = map(before.get, main, repeat(_MISSING))
-            self.are_theirs(list(compress(main, map(is_not, main.values(), old))))
+            self.are_theirs(_bound_since(before, main_namespace()))
+
+
+def _bound_since(before: dict[str, Any], main: dict[str, Any]) -> list[str]:
+    """Return which names of a namespace have another value than in its copy, or had none.
+
+    A notebook may have 10,000 of them: without a tuple for each, and mostly without looking it up.
+    """
+    now = main.copy()  # other threads may be adding names
+    names = list(now)
+    if names[: len(before)] == list(before):  # none was deleted: they are in the same order
+        old: Iterable[Any] = chain(before.values(), repeat(_MISSING))
+    else:
+        old = map(before.get, names, repeat(_MISSING))
+    return list(compress(names, map(is_not, now.values(), old)))
 
 
 class Going:

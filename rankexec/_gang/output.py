@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
 from io import RawIOBase
-from pathlib import Path
 from typing import Any
 
 from rankexec._gang.libc import flush_streams
@@ -87,9 +87,10 @@ def sink_for(
     rank: int, output: Any, stack: contextlib.ExitStack, prefix: str | None = None
 ) -> Sink:
     """Return where the lines of a child go: `output` as RankedExecutor takes it."""
-    if isinstance(output, Path):
-        output.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((output / f"rank{rank}.log").open("a", encoding="utf-8"))
+    if isinstance(output, os.PathLike):
+        os.makedirs(output, exist_ok=True)
+        path = os.path.join(output, f"rank{rank}.log")
+        file = stack.enter_context(open(path, "a", encoding="utf-8"))  # noqa: SIM115  # it is
 
         def to_file(_stream: str, line: str) -> None:
             file.write(line + "\n")

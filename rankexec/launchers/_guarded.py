@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import subprocess
 import threading
 import weakref
 from collections import deque
@@ -26,6 +25,8 @@ class Guardian:
 
     def __init__(self, environment: Mapping[str, str], preload: Sequence[str] | None) -> None:
         """Start it, in the background; with `preload`, ranks can be forked from it."""
+        import subprocess  # takes as long as a tenth of rankexec
+
         import multiprocess  # brings dill along
 
         self._lock = threading.RLock()  # a finalizer of this thread may tell it something
@@ -131,6 +132,8 @@ class Guardian:
 
     def close(self) -> None:
         """End it, and every rank that it still has."""
+        from subprocess import TimeoutExpired
+
         self.tell("close")
         with self._lock:
             self._control.close()
@@ -139,7 +142,7 @@ class Guardian:
                 self._process.kill()
             try:
                 self._process.wait(_CLOSE_SECONDS)
-            except subprocess.TimeoutExpired:
+            except TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
 

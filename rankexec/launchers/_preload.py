@@ -77,7 +77,7 @@ def _is_there(name: str) -> bool:
 
 def _touches_cuda() -> bool:
     """Return whether a fork of this process could not use CUDA: ask one, is_initialized lies."""
-    if "torch.cuda" not in sys.modules:
+    if "torch.cuda" not in sys.modules or not _has_driver():
         return False
     pid = os.fork()
     if pid == 0:
@@ -86,6 +86,15 @@ def _touches_cuda() -> bool:
             bad = sys.modules["torch.cuda"]._is_in_bad_fork()
         os._exit(int(bad))
     return os.waitpid(pid, 0)[1] != 0
+
+
+def _has_driver() -> bool:
+    """Return whether a GPU's driver is loaded here, as it is by what touches CUDA (or by ROCm).
+
+    A fork for each module, to ask it, would be a twentieth of the time until a first gang.
+    """
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        return any("libcuda.so" in line or "libamdhip" in line for line in maps)
 
 
 _Version = tuple[int, int]
