@@ -106,7 +106,8 @@ class Cell:
     """Runs a cell in the notebook's namespace; in a child, in its `__main__`.
 
     What travels is the text and `__wrapped__`, a function that is never called: a pickler finds by
-    it which of the notebook's variables the cell reads, and names it where one cannot travel.
+    it which of the notebook's variables the cell reads, and names it where one cannot travel. None
+    if it reads none.
     """
 
     __name__ = __qualname__ = "cell"
@@ -125,10 +126,10 @@ class Cell:
         return names_assigned(self._body) | last
 
     @cached_property
-    def __wrapped__(self) -> types.FunctionType:  # where errors look for what a callable reaches
+    def __wrapped__(self) -> types.FunctionType | None:  # errors look there for what is reached
         read = names_read(self._tree, self.flags) & self._namespace.keys()
         names = sorted(name for name in read if not _is_the_shells(self._namespace[name]))
-        return _reaching(names, self._namespace)
+        return _reaching(names, self._namespace) if names else None
 
     def __call__(self) -> CellResult:
         """Run the cell as the notebook's rank."""
@@ -171,7 +172,7 @@ class Cell:
         return _in_child, (replace(self._source, flags=self.flags), self._asked, self.__wrapped__)
 
 
-def _in_child(source: Source, asked: Asked, _reached: types.FunctionType) -> Any:
+def _in_child(source: Source, asked: Asked, _reached: types.FunctionType | None) -> Any:
     """Return, in a child, what runs the cell. Its variables have come with `_reached`."""
     source = replace(source, filename=source.title)
     source.add_lines()
