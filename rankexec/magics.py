@@ -188,7 +188,7 @@ class Notebook:
         finally:
             self._table.ranks = future.ranks
             del future  # an error's traceback holds this frame
-        if isinstance(ranks, Session):
+        if isinstance(ranks, Session) and ranks._settings.caller_rank is None:
             ranks._note_set(cell.assigned)
         return results
 

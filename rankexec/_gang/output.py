@@ -11,8 +11,6 @@ from collections.abc import Callable
 from io import RawIOBase
 from typing import Any
 
-from rankexec._gang.libc import flush_streams
-
 __all__ = ("OutputReader", "flush", "sink_for", "warn")
 
 TAIL_LINES = 20
@@ -122,6 +120,8 @@ def _prefixed(rank: int, prefix: str) -> Sink:
 
 def flush() -> None:
     """Flush this process's stdout and stderr, C's buffers too."""
+    from rankexec._gang.libc import flush_streams  # ctypes is not for who only imports rankexec
+
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
             stream.flush()

@@ -135,7 +135,7 @@ def _many() -> list[Case]:
             for name in (OURS, "rankexec standby", "the floor")
         )
         title = f"Time per rank of an {kind} gang" if kind == "empty" else f"The same, {kind} gang"
-        found.append(Case(f"ranks64_{kind.lower()}", title, entries, rounds=7))
+        found.append(Case(f"ranks64_{kind.lower()}", title, entries, rounds=15))
     return found
 
 
