@@ -149,6 +149,25 @@ torch.cuda._is_in_bad_fork = lambda: True
     assert "touches CUDA" in str(error)
 
 
+def test_preload_that_touches_cuda_without_proc(tmp_path):
+    """Where nothing lists what is loaded, a fork is asked."""
+    pytest.importorskip("torch")
+    (tmp_path / "touching_preload.py").write_text("""
+import torch.cuda
+torch.cuda._is_in_bad_fork = lambda: True
+""")
+    source = """
+from rankexec import PreloadError
+from rankexec.launchers import _preload
+_preload._MAPPED = "/proc/no/such/file"
+try:
+    _preload.preload(["touching_preload"])
+except PreloadError as error:
+    print(error)
+"""
+    assert "touches CUDA" in run_script(tmp_path, source)
+
+
 def test_guardian_that_is_not_needed_ends_at_once(tmp_path):
     """An executor that was not used does not wait for an import that nobody needs."""
     (tmp_path / "slow_preload.py").write_text("import time; time.sleep(600)")

@@ -89,12 +89,18 @@ def _touches_cuda() -> bool:
 
 
 def _has_driver() -> bool:
-    """Return whether a GPU's driver is loaded here, as it is by what touches CUDA (or by ROCm).
+    """Return whether a GPU's driver may be loaded here, as it is by what touches CUDA, or by ROCm.
 
     A fork for each module, to ask it, would be a twentieth of the time until a first gang.
     """
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        return any("libcuda.so" in line or "libamdhip" in line for line in maps)
+    try:
+        with open(_MAPPED, encoding="utf-8", errors="replace") as mapped:
+            return any("libcuda.so" in line or "libamdhip" in line for line in mapped)
+    except OSError:  # not on macOS
+        return True
+
+
+_MAPPED = "/proc/self/maps"
 
 
 _Version = tuple[int, int]
