@@ -116,7 +116,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     main = sys.modules["__main__"]
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
-    group, device = has_group(), _cuda_device()
+    group, device = keep_group or has_group(), _cuda_device()
     name_groups_afresh()
     try:
         yield
@@ -131,7 +131,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
         sys.excepthook = excepthook
         if cwd is not None and _directory() != cwd:
             _go_back(cwd)
-        if not (group or keep_group):
+        if not group:
             _end_group()
         if device is not None and _cuda_device() != device:
             sys.modules["torch"].cuda.set_device(device)
@@ -218,7 +218,6 @@ def name_groups_afresh() -> None:
     when `init_process_group` fails: the caller would then wait for ever for peers that meet under
     another name.
     """
-    if "torch.distributed.distributed_c10d" in sys.modules and not has_group():
-        world = getattr(sys.modules["torch.distributed.distributed_c10d"], "_world", None)
-        if getattr(world, "group_count", 0):
-            world.group_count = 0  # type: ignore[union-attr]  # None has none
+    world = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)
+    if getattr(world, "group_count", 0) and not has_group():
+        world.group_count = 0  # type: ignore[union-attr]  # None has none
