@@ -46,7 +46,7 @@ LAYERS = """
     _gang.modules               _gang.namespace     _notebook.dip_options
     _gang.interrupts            _checks             _slots
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
-    _gang.tensors               _gang.libc          _notebook.reach
+    _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _notebook.options           _notebook.apps      _gang.frameworks
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._gang.output import warn
 from rankexec._gang.sockets import open_sockets, tcp_sockets
 
@@ -155,14 +156,12 @@ class Breakable:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        free = (
-            n for n in _BREAK_SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN)
-        )
+        free = (n for n in _BREAK_SIGNALS if get_handler(n) in (signal.SIG_DFL, signal.SIG_IGN))
         number = next(free, None)
         if number is None:
             yield
             return
-        previous = signal.signal(number, self._on_break)
+        previous = set_handler(number, self._on_break)
         blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
         self._break_signal = number
         try:
@@ -171,7 +170,7 @@ class Breakable:
             self._break_signal = None
             if number in blocked:
                 signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-            signal.signal(number, previous)
+            set_handler(number, previous)
 
     def _on_break(self, _number: int, _frame: FrameType | None) -> None:
         if self._inside:  # it may arrive late

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+
+from rankexec._gang.handlers import get_handler, set_handler
 
 __all__ = ("Interrupts",)
 
@@ -40,18 +41,17 @@ class Interrupts:
             yield
             return
         reader, writer = socket.socketpair()
-        previous = signal.getsignal(signal.SIGINT)
         with reader, writer:
             for end in (reader, writer):
                 end.setblocking(False)
             self.reader = reader
-            signal.signal(signal.SIGINT, self._on_sigint)
+            previous = set_handler(signal.SIGINT, self._on_sigint)
             self._previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             try:
                 yield
             finally:
                 signal.set_wakeup_fd(self._previous_fd)
-                signal.signal(signal.SIGINT, previous)
+                set_handler(signal.SIGINT, previous)
 
     def arrived(self) -> bool:
         """Read what woke us; pass other signals on to whoever listened before. True for SIGINT."""
@@ -107,7 +107,7 @@ def _write(wakeup_fd: int, numbers: bytes) -> None:
 
 
 def _is_common_handler() -> bool:
-    handler: Any = signal.getsignal(signal.SIGINT)
+    handler = get_handler(signal.SIGINT)
     if handler is signal.default_int_handler:
         return True
     module = getattr(getattr(handler, "func", handler), "__module__", None) or ""

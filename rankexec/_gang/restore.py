@@ -12,13 +12,11 @@ import sys
 import threading
 import time
 import warnings
-
-# The one of `signal` makes an enum member of each, which takes ten times as long.
-from _signal import getsignal  # type: ignore[import-not-found]  # it has no stub
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rankexec._gang import frameworks
+from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._torch import cuda_in_use
 from rankexec.errors import GangTimeout
 
@@ -112,7 +110,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     """
     global _base  # noqa: PLW0603  # the turn makes it one writer at a time
     environment = _base = dict(os.environ)
-    handlers = {number: getsignal(number) for number in _SIGNALS}
+    handlers = {number: get_handler(number) for number in _SIGNALS}
     main = sys.modules["__main__"]
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
@@ -125,8 +123,8 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
         _base = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                if handler is not None and getsignal(number) is not handler:
-                    signal.signal(number, handler)
+                if handler is not None and get_handler(number) is not handler:
+                    set_handler(number, handler)
         sys.modules["__main__"] = main
         sys.excepthook = excepthook
         if cwd is not None and _directory() != cwd:

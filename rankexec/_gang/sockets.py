@@ -37,10 +37,12 @@ def open_sockets() -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for name in os.listdir(_FD_DIRECTORY) if os.path.isdir(_FD_DIRECTORY) else ():
-        with contextlib.suppress(OSError):  # closed meanwhile
+        try:
             status = os.fstat(int(name))
-            if stat.S_ISSOCK(status.st_mode):
-                found[status.st_ino] = int(name)
+        except OSError:  # closed meanwhile
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            found[status.st_ino] = int(name)
     return found
 
 

@@ -1,0 +1,18 @@
+"""Signal handlers as C knows them: a number for "default" and "ignored", else what is called.
+
+`signal` looks for an enum member for each handler, and raises and catches a ValueError for each
+function: a tenth of a millisecond in every call of a session.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # it has no stub
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ("get_handler", "set_handler")
+
+get_handler: Callable[[int], Any] = _signal.getsignal
+"""Return a signal's handler; None if Python has not installed it."""
+set_handler: Callable[[int, Any], Any] = _signal.signal
+"""Set a signal's handler (in the main thread), and return what was there."""
