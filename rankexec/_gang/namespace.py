@@ -37,6 +37,8 @@ def parse_imports(source: str) -> str:
     if not isinstance(source, str):
         raise TypeError(f"imports takes a string of import statements, got {source!r}")
     source = _dedented(source)
+    if not source:
+        return ""
     if "\0" in source:  # Pythons differ in what they say to it
         raise ValueError(f"imports does not parse: {source!r} (null characters)")
     try:
@@ -74,6 +76,8 @@ def run_imports(source: str) -> None:
 
 
 def _imported(source: str) -> dict[str, Any]:
+    if not source:  # as in most calls
+        return {}
     found: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(source, "<imports>", "exec"), found)  # noqa: S102  # import statements, checked
     return {name: found[name] for name in found if name not in ("__name__", "__builtins__")}
