@@ -151,16 +151,15 @@ def _checked_by_value(by_value: Any) -> tuple[ModuleType, ...]:
 
 def _checked_output(output: Any, world_size: int) -> Any:
     takes = "output takes 'all', 'caller', a list of ranks, or a directory"
-    if isinstance(output, os.PathLike):
-        return output
     if isinstance(output, str):
         if output in ("all", "caller"):
             return output
-        if os.path.isdir(output):
-            import pathlib  # with rankexec it would be a twelfth of its import
+        if not os.path.isdir(output):
+            raise ValueError(f"{takes} (one to be made as a pathlib.Path), got {output!r}")
+    if isinstance(output, (str, os.PathLike)) and isinstance(os.fspath(output), str):
+        import pathlib  # with rankexec it would be a twelfth of its import
 
-            return pathlib.Path(output)
-        raise ValueError(f"{takes} (one to be made as a pathlib.Path), got {output!r}")
+        return pathlib.Path(output)
     if not isinstance(output, Iterable):
         raise TypeError(f"{takes}, got {output!r}")
     ranks = list(output)

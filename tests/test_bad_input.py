@@ -21,6 +21,13 @@ class Enters:
         """Enter."""
 
 
+class PathOfBytes:
+    """A path as `os.scandir(b".")` yields it."""
+
+    def __fspath__(self) -> bytes:
+        return b"there"
+
+
 OPTIONS = {
     # argument: what it got, error, what it says that it takes
     "world_size": [
@@ -75,6 +82,7 @@ OPTIONS = {
         ([types.ModuleType("made_by_hand")], ValueError, "which is not imported"),
     ],
     "output": [
+        (PathOfBytes(), TypeError, "a directory"),
         ("both", ValueError, "'all', 'caller'"),
         (None, TypeError, "'all', 'caller'"),
         (1, TypeError, "'all', 'caller'"),
