@@ -188,8 +188,8 @@ class Notebook:
         finally:
             self._table.ranks = future.ranks
             del future  # an error's traceback holds this frame
-        if isinstance(ranks, Session) and ranks._settings.caller_rank is None:
-            ranks._note_set(cell.assigned)
+        if isinstance(ranks, Session):
+            ranks._note_set(lambda: cell.assigned)
         return results
 
 

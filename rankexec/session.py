@@ -179,17 +179,17 @@ class Session(Executor):
         cell = Source(source, f"<cell {self._open.cells}>", f"<cell {self._open.cells}>")
         assigned = cell.names_assigned()
         value = self.submit(run_source, cell).result()
-        self._note_set(assigned)
+        self._note_set(lambda: assigned)
         return value
 
-    def _note_set(self, names: Iterable[str]) -> None:
+    def _note_set(self, names: Callable[[], Iterable[str]]) -> None:
         """Note which of these names the ranks have set; of the caller's rank it is seen."""
+        if self._settings.caller_rank is not None:
+            return
         main = vars(sys.modules["__main__"])
-        both = [name for name in names if name in main]
-        if both and self._settings.caller_rank is None:
+        if both := [name for name in names() if name in main]:
             settings = replace(self._settings, gather=False)
-            there = self._submit(settings, (sorted(both),), names_in_main, {}).result()
-            self._are_theirs(there)
+            self._are_theirs(self._submit(settings, (sorted(both),), names_in_main, {}).result())
 
     def _are_theirs(self, names: Iterable[str]) -> None:
         self._open.standing.names.are_theirs(names)

@@ -15,4 +15,5 @@ __all__ = ("get_handler", "set_handler")
 get_handler: Callable[[int], Any] = _signal.getsignal
 """Return a signal's handler; None if Python has not installed it."""
 set_handler: Callable[[int, Any], Any] = _signal.signal
-"""Set a signal's handler (in the main thread), and return what was there."""
+"""Set a signal's handler (in the main thread): a function, or what `get_handler` has returned, not
+`signal.SIG_DFL`, which is an enum member. Returns what was there."""

@@ -97,5 +97,5 @@ class Group:
             results = results_of(future)
         finally:
             del future  # an error's traceback holds this frame
-        session._note_set(cell.assigned)
+        session._note_set(lambda: cell.assigned)
         return results
