@@ -13,12 +13,12 @@ import time
 
 import pytest
 import ranked_functions
-from helpers import wait_until, with_children_only, with_the_caller
+from helpers import wait_until, whole_lines, with_children_only, with_the_caller
 
 
 def lines(text: str) -> list[str]:
     """Return the lines of all ranks in one order."""
-    return sorted(text.splitlines())
+    return sorted(whole_lines(text))
 
 
 def speak() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import drive_kernel
+from helpers import drive_kernel, whole_lines
 
 pytestmark = [
     pytest.mark.notebook,
@@ -218,7 +218,7 @@ def test_two_notebooks_at_once(tmp_path) -> None:
         left, right = [run.result()[2:] for run in runs]
     for cell, name, other in ((left[0], "left", "right"), (right[0], "right", "left")):
         line = f"{name} has met {other}"
-        assert sorted(cell["out"].split("\n")) == sorted([line, f"[rank 1] {line}", ""])
+        assert whole_lines(cell["out"]) == [f"[rank 1] {line}", line]
     pids = [cell["shown"][0]["text/plain"] for cell in (left[0], right[0])]
     assert len({pid for shown in pids for pid in shown.strip("[]").split(", ")}) == 4
     assert (left[1]["error"], right[1]["error"]) == (None, "KeyboardInterrupt")

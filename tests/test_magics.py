@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from helpers import run_cells, run_python
+from helpers import run_cells, run_python, whole_lines
 
 pytestmark = [
     pytest.mark.notebook,
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 def lines(text: str) -> list[str]:
     """Return lines in an order of their own: those of different ranks come as they come."""
-    return sorted(text.splitlines())
+    return sorted(whole_lines(text))
 
 
 # --- what the notebook has before and after ---

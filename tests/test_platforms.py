@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import is_running, run_script, wait_until
+from helpers import is_running, run_script, wait_until, whole_lines
 
 # What other platforms lack of the modules that rankexec uses itself. The standard library looks at
 # some of it when it is imported, so that comes first.
@@ -153,7 +153,7 @@ def test_windows(tmp_path):
 def test_windows_output(tmp_path):
     """What ranks print comes, prefixed."""
     printed = run_script(tmp_path, WITHOUT + WINDOWS + WINDOWS_OUTPUT)
-    assert sorted(printed.splitlines()) == ["[rank 1] hello", "hello"]
+    assert sorted(whole_lines(printed)) == ["[rank 1] hello", "hello"]
 
 
 def test_windows_ctrl_c(tmp_path):

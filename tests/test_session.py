@@ -18,7 +18,14 @@ import psutil
 import pytest
 import ranked_functions
 from faulty_ranks import one_does
-from helpers import own_processes, run_script, wait_until, with_children_only, with_the_caller
+from helpers import (
+    own_processes,
+    run_script,
+    wait_until,
+    whole_lines,
+    with_children_only,
+    with_the_caller,
+)
 
 from rankexec import (
     GangTimeout,
@@ -134,7 +141,7 @@ def test_output_of_each_call(open_session, capfd):
     session.submit(print, "one").result()
     session.options(output="caller").submit(print, "two").result()
     session.options(output=[1]).submit(print, "three").result()
-    lines = capfd.readouterr().out.splitlines()
+    lines = whole_lines(capfd.readouterr().out)
     assert [line for line in lines if "[rank 1]" in line] == ["[rank 1] one", "[rank 1] three"]
 
 
@@ -593,7 +600,7 @@ session = executor.session()
 future = session.submit(int)
 """,
     )
-    assert sorted(line.removeprefix("[rank 1] ") for line in out.splitlines()) == ["left", "left"]
+    assert sorted(line.removeprefix("[rank 1] ") for line in whole_lines(out)) == ["left", "left"]
 
 
 @with_the_caller
