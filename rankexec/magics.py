@@ -180,7 +180,11 @@ class Notebook:
     def _results(self, ranks: RankedExecutor | Session, cell: Cell) -> list[CellResult]:
         __tracebackhide__ = True
         try:
-            future: RankedFuture[Any] = ranks.submit(cell)
+            future: RankedFuture[Any] = (
+                ranks._submit_setting(cell.assigned, cell)
+                if isinstance(ranks, Session)
+                else ranks.submit(cell)
+            )
         except SessionLost as lost:
             raise options.usage_error(f"%%ranked: {lost} (%ranks --restart)") from None
         try:
@@ -188,8 +192,6 @@ class Notebook:
         finally:
             self._table.ranks = future.ranks
             del future  # an error's traceback holds this frame
-        if isinstance(ranks, Session):
-            ranks._note_set(lambda: cell.assigned)
         return results
 
 

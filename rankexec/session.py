@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, RankInfo
-from rankexec._gang.namespace import find_in_main, find_needed, names_in_main, set_in_main
+from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
 from rankexec._gang.run import Job, run_here
 from rankexec._map import LazyMap, run_ahead
@@ -84,6 +83,7 @@ class Session(Executor):
         args: Iterable[Any],
         fn: Callable[..., Any],
         kwargs: dict[str, Any],
+        sets: Collection[str] = (),
     ) -> RankedFuture[Any]:
         __tracebackhide__ = True
         check_callable(fn)
@@ -92,7 +92,7 @@ class Session(Executor):
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
         future: RankedFuture[Any] = RankedFuture()
         going = standing.names.for_call()
-        job = Job(call, settings, standing, future, stage="hold", going=going)
+        job = Job(call, settings, standing, future, stage="hold", going=going, sets=sets)
         if not job.try_to_pack():
             return future
         if settings.caller_rank is not None:
@@ -132,7 +132,7 @@ class Session(Executor):
             NotShippable: a value cannot travel.
         """
         self.submit(set_in_main, names).result()
-        self._are_theirs(names)
+        self._open.standing.names.are_theirs(names)
 
     def pull(self, name: str, rank: int | None = 0) -> Any:
         """Return the value of a name in a rank's namespace.
@@ -177,22 +177,14 @@ class Session(Executor):
             raise TypeError(f"source takes a string, got {source!r}")
         self._open.cells += 1
         cell = Source(source, f"<cell {self._open.cells}>", f"<cell {self._open.cells}>")
-        assigned = cell.names_assigned()
-        value = self.submit(run_source, cell).result()
-        self._note_set(lambda: assigned)
-        return value
+        return self._submit_setting(cell.names_assigned(), run_source, cell).result()
 
-    def _note_set(self, names: Callable[[], Iterable[str]]) -> None:
-        """Note which of these names the ranks have set; of the caller's rank it is seen."""
-        if self._settings.caller_rank is not None:
-            return
-        main = vars(sys.modules["__main__"])
-        if both := [name for name in names() if name in main]:
-            settings = replace(self._settings, gather=False)
-            self._are_theirs(self._submit(settings, (sorted(both),), names_in_main, {}).result())
-
-    def _are_theirs(self, names: Iterable[str]) -> None:
-        self._open.standing.names.are_theirs(names)
+    def _submit_setting(
+        self, names: Collection[str], fn: Callable[..., T], *args: Any
+    ) -> RankedFuture[T]:
+        """Submit what sets these names of `__main__`."""
+        __tracebackhide__ = True
+        return self._submit(self._settings, args, fn, {}, names)
 
     def options(self, **overrides: Any) -> Session:
         """Return the same session with other settings for its calls.

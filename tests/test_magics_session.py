@@ -46,6 +46,33 @@ def test_what_the_notebook_binds_anew(go) -> None:
     assert found["value"] == "([1, 2], [50, 50])"
 
 
+@pytest.mark.parametrize("begin", [SESSION, APART])
+def test_what_functions_read(go, begin) -> None:
+    """A cell calls a function that calls another: what that reads travels when it is bound anew."""
+    *_, found = go(
+        "lr = 1\ndef rate(): return lr + rank()\ndef train(): return rate()",
+        "%%ranked --gather first\ntrain()",
+        "lr = 50",
+        "%%ranked --gather second\ntrain()",
+        "first, second",
+        begin=begin,
+    )
+    assert found["value"] == "([1, 2], [50, 51])"
+
+
+@pytest.mark.parametrize("begin", [SESSION, APART])
+def test_value_that_the_notebook_had(go, begin) -> None:
+    """What a cell sets is each rank's own, also if it is what the notebook had by that name."""
+    *_, found = go(
+        "where = 0",
+        "%%ranked\nwhere = rank()",
+        "%%ranked --gather there\nwhere",
+        "there",
+        begin=begin,
+    )
+    assert found["value"] == "[0, 1]"
+
+
 def test_same_processes(go) -> None:
     """They are shown, with what they use; a failed cell does not end them."""
     table, _, failed, _, found, shown = go(

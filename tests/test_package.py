@@ -42,6 +42,7 @@ LAYERS = """
     _gang.replay                _gang.outcomes      _gang.restore
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
+    _gang.reading
     _gang.dynamic               _gang.refusals      _gang.transient
     _gang.modules               _gang.namespace     _notebook.dip_options
     _gang.interrupts            _checks             _slots

@@ -316,6 +316,116 @@ def test_ranks_names_are_found_by_functions(tmp_path):
     assert run_script(tmp_path, NAMES.format(caller_rank=None) + body) == "[5, 5]\n"
 
 
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_value_that_was_there_before(tmp_path, caller_rank):
+    """What the ranks set is theirs, also if the value is what it was, there or in the caller."""
+    body = """\
+    setting = "x = int(__import__('os').environ['RANK'])"
+    x = 0
+    session.run_cell(setting)
+    print(session.submit(lambda: x).result())
+    x = 7
+    session.run_cell(setting)
+    print(session.submit(lambda: x).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out.splitlines() == ["[0, 1]", "[0, 1]"]
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_what_is_set_by_name(tmp_path, caller_rank):
+    """No pickler sees in the code of a function that it sets a global variable."""
+    body = """\
+    def by_name():
+        globals()["x"] = [int(__import__("os").environ["RANK"])]
+
+    x = "the caller's"
+    session.submit(by_name).result()
+    print(session.submit(lambda: x).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out == "[[0], [1]]\n"
+
+
+def test_what_one_rank_sets(tmp_path):
+    """It stays there: the caller's does not travel with a function that reads it on one rank."""
+    body = """\
+    import os, socket
+
+    def sets():
+        global log
+        if os.environ["RANK"] == "0":
+            log = socket.socket()  # cannot travel
+
+    def uses():
+        return log.close() if os.environ["RANK"] == "0" else "log" in globals()
+
+    session.submit(sets).result()
+    print(session.submit(uses).result())
+"""
+    assert run_script(tmp_path, NAMES.format(caller_rank=0) + body) == "[None, False]\n"
+
+
+READS = {
+    "a function": "read = lambda: value",
+    "two": "inner = lambda: value\ndef read(): return inner()",
+    "each other": "def read(n=1): return other() if n else value\ndef other(): return read(0)",
+    "a closure": "def make(f):\n    return lambda: f()\nread = make(lambda: value)",
+    "a default": "def read(f=lambda: value): return f()",
+    "a keyword's default": "def read(*, f=lambda: value): return f()",
+    "an attribute": "def read(): return read.f()\nread.f = lambda: value",
+    "functools.wraps": "read = functools.wraps(print)(lambda: value)",
+    "a partial": "read = functools.partial(lambda f, g: g(), 1, g=lambda: value)",
+    "a method": "class A:\n    def m(self): return value\nread = A().m",
+    "a method of a base": "class B:\n    def m(self): return value\nclass A(B): pass\nread = A().m",
+    "a static method": "class A:\n    m = staticmethod(lambda: value)\nread = A.m",
+    "a class method": "class A:\n    @classmethod\n    def m(cls): return value\nread = A.m",
+    "a property": "class A:\n    p = property(lambda self: value)\na = A()\nread = lambda: a.p",
+    "an object": "class A:\n    def __call__(self): return value\nread = A()",
+    "an object's attribute": "a = types.SimpleNamespace(f=lambda: value)\nread = lambda: a.f()",
+    "the body of a class": "def read():\n    class A:\n        got = value\n    return A.got",
+}
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_what_the_ranks_own_functions_read(tmp_path, caller_rank):
+    """It travels, bound anew or for the first time, with what calls a function that they have."""
+    body = f"""\
+    import functools, types
+
+    for kind, code in {READS!r}.items():
+        value = 1
+        exec(code)
+        first = session.submit(lambda: read()).result()
+        value = 2
+        print(kind, first, session.submit(lambda: read()).result())
+
+    def early():
+        return late if call else None
+
+    call = 0
+    session.submit(lambda: early()).result()
+    late, call = "defined since", 1
+    print(session.submit(lambda: early()).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    expected = [f"{kind} [1, 1] [2, 2]" for kind in READS]
+    assert out.splitlines() == [*expected, "['defined since', 'defined since']"]
+
+
+def test_data_that_the_ranks_own_functions_read(tmp_path):
+    """What they have made of it is not overwritten."""
+    body = """\
+    value, held = 1, []
+    read = lambda: (held.append(value), list(held))[1]
+    session.submit(lambda: read()).result()
+    value = 2
+    print(session.submit(lambda: read()).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=None) + body)
+    assert out == "[[1, 2], [1, 2]]\n"
+
+
 def test_names_of_a_call_that_was_cancelled(tmp_path):
     """Later calls, packed when it was to bring them, find them nevertheless."""
     out = run_script(

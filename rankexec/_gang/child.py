@@ -38,6 +38,8 @@ class ChildRank:
         self._info = info
         self._wants_value = wants_value
         self._stage = stage
+        self._before: dict[str, Any] | None = None
+        """What `__main__` held when the call began, in a session."""
 
     def run(self, imports: str, packed: Packed | None) -> None:
         """Run the call, whatever it comes to; at the end the caller is told."""
@@ -50,10 +52,11 @@ class ChildRank:
             with self._ear.hearing(self._seat.rank) as rank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
+        bound = [] if self._before is None else namespace.bound_since(self._before)
         if leaving is None:
-            self._channel.send("left", self._info)
+            self._channel.send("left", (self._info, bound))
         else:
-            self._send("left", leaving, time.monotonic())
+            self._send("left", leaving, time.monotonic(), bound)
 
     def _perform(
         self, imports: str, packed: Packed | None, rank: Breakable | None
@@ -61,12 +64,13 @@ class ChildRank:
         try:
             call = _unpack_call(imports, packed)
             ear = self._ear
+            self._before = namespace.in_main() if ear else None
             context = ear.hold(call.ctx, self._stage) if ear else make_context(call.ctx)
         except BaseException as error:
             self._report(error, None)
             return None
         self._info.ready = time.monotonic()
-        self._channel.send("ready", self._info)
+        self._channel.send("ready", (self._info, None))
         if (self._ear or self._channel).receive()[0] != "go":
             return None
         frameworks.enter()
@@ -90,12 +94,14 @@ class ChildRank:
             kind = "raised" if self._stage == "once" else "refused"
             self._send(kind, _not_shippable(self._info.rank, value, refused), when)
         else:
-            self._channel.send("returned", (when, self._info), packed)
+            self._channel.send("returned", (self._info, when), packed)
             packed.close()
 
-    def _send(self, kind: str, error: BaseException, when: float) -> None:
+    def _send(
+        self, kind: str, error: BaseException, when: float, bound: list[str] | None = None
+    ) -> None:
         packed = _pack_raised(self._info.rank, when, error)
-        self._channel.send(kind, self._info, packed)
+        self._channel.send(kind, (self._info, bound), packed)
         packed.close()
 
 

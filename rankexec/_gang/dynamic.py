@@ -21,7 +21,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 
 from rankexec._gang.modules import main_namespace
 
-__all__ = ("add_to_class", "add_to_function", "is_importable")
+__all__ = ("add_to_class", "add_to_function", "globals_of", "is_importable")
 
 
 def is_importable(obj: Any) -> bool:
@@ -48,6 +48,12 @@ def add_to_function(function: types.FunctionType, reduced: tuple[Any, ...]) -> t
     if parameters := getattr(function, "__type_params__", ()):
         slots["__type_params__"] = parameters
     return reduced
+
+
+def globals_of(function: types.FunctionType) -> set[str]:
+    """Return the names that a function's code reads or sets in its globals."""
+    code = function.__code__
+    return {*_cloudpickle._extract_code_globals(code), *_read_by_classes(code)}
 
 
 def _read_by_classes(code: types.CodeType) -> Iterator[str]:

@@ -46,7 +46,7 @@ class Fresh:
             if gang is not None:
                 gang.crew.reap()
 
-    def standing(self) -> AbstractContextManager[Any]:
+    def standing(self, _job: Job) -> AbstractContextManager[Any]:
         return as_before()
 
     def prepare(self, job: Job) -> Part:

@@ -40,6 +40,7 @@ class Gang:
         caller_value, caller_error: what the caller's rank returned or raised.
         stuck: of a session, the children that could not be broken off.
         began: whether every rank had unpacked the call.
+        bound: of a session, the names that children have bound in `__main__`.
         crew: its child processes.
     """
 
@@ -57,6 +58,7 @@ class Gang:
         self.caller_value: Any = None
         self.caller_error: BaseException | None = None
         self.began = False
+        self.bound: set[str] = set()
         self.crew = crew
         self._loop = crew.loop
         self._plan = plan
@@ -160,25 +162,22 @@ class Gang:
 
     def on_message(self, member: Member, kind: str, details: Any, packed: Packed | None) -> None:
         """Take a rank's message."""
+        info, more = details
+        member.note(info)
         if kind == "ready":
             member.ready = True
-            member.note(details)
         elif kind == "returned":
-            when, info = details
-            member.note(info)
             if packed is not None:
                 self.values[member.info.rank] = packed
-            self._take(Returned(member.info.rank, when))
+            self._take(Returned(member.info.rank, more))
         elif kind == "refused" and packed is not None:
-            member.note(details)
             raised = _unpack_raised(packed)
             self.refused[raised.rank] = raised
             self._take(Returned(raised.rank, raised.when))
         elif kind == "raised" and packed is not None:
-            member.note(details)
             self._take(_unpack_raised(packed))
         elif kind == "left":
-            member.note(details)
+            self.bound.update(more)
             if packed is not None:
                 self._take(_unpack_raised(packed))
             member.read_output()

@@ -12,12 +12,13 @@ from rankexec._checks import check_list
 from rankexec._gang.call import inside_rank
 
 __all__ = (
+    "bound_since",
     "find_in_main",
     "find_needed",
     "global_imports",
     "import_star",
+    "in_main",
     "keep_imports",
-    "names_in_main",
     "parse_imports",
     "run_imports",
     "set_in_main",
@@ -155,10 +156,16 @@ def find_in_main(name: str, rank: int | None) -> tuple[Any, ...]:
     return (main[name],) if asked and name in main else ()
 
 
-def names_in_main(names: Iterable[str]) -> list[str]:
-    """Return (in a rank) those of these names that `__main__` has."""
-    main = sys.modules["__main__"].__dict__
-    return [name for name in names if name in main]
+def in_main() -> dict[str, Any]:
+    """Return what this process's `__main__` holds, in a dict of its own."""
+    return sys.modules["__main__"].__dict__.copy()
+
+
+def bound_since(before: dict[str, Any]) -> list[str]:
+    """Return the names in this process's `__main__` that had another value before, or none."""
+    now = in_main()
+    changed = (name for name in now if name not in before or now[name] is not before[name])
+    return [name for name in changed if type(name) is str]  # what is no name travels nowhere
 
 
 def keep_imports(source: str) -> dict[str, Any]:

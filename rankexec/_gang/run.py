@@ -6,6 +6,7 @@ another thread supervises.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Job:
     stage: Stage = "once"
     going: Going | None = None
     """Of a session, which names of `__main__` travel with the call; None: all that it reaches."""
+    sets: Collection[str] = ()
+    """Names of `__main__` that the call is known to set, if it comes to that."""
     packed: Packed | None = None
 
     def pack(self) -> None:
@@ -83,7 +86,7 @@ class Processes(Protocol):
     def run_apart(self, job: Job) -> None:
         """Run a job whose ranks are all children, in this thread, and resolve its future."""
 
-    def standing(self) -> AbstractContextManager[Any]:
+    def standing(self, job: Job) -> AbstractContextManager[Any]:
         """Span the calling thread's part as a rank, and put its process back as it was."""
 
     def prepare(self, job: Job) -> Part:
@@ -116,7 +119,7 @@ def run_here(job: Job) -> None:
             stack.enter_context(turn(name, job.settings.timeout))
             interrupts = Interrupts()
             stack.enter_context(interrupts.standing())
-            stack.enter_context(job.processes.standing())
+            stack.enter_context(job.processes.standing(job))
             began = True
             gang = conduct_here(job, interrupts)
         interrupts.check()  # one may have come while a session's context was left

@@ -132,9 +132,10 @@ class Standing:
         self._job = None  # it holds the user's arguments
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
+    def standing(self, job: Job) -> Iterator[None]:
         # What a framework keeps in this rank, it finds again in the next call.
-        with as_before(keep_group=True), frameworks.held(self._own), self.names.following():
+        following = self.names.following(job.sets)
+        with as_before(keep_group=True), frameworks.held(self._own), following:
             try:
                 with self._own_group.noted():
                     yield
@@ -195,9 +196,11 @@ class Standing:
     def _see_to(self, gang: Gang, conduct: Callable[[Job], Gang | None]) -> None:
         """Leave the context on every rank if the call has failed; see whether all live."""
         job = self._job
+        failed = gang.verdict is not None or gang.cause is not None
         if job is not None and job.going is not None and not gang.began:
             job.going.lost()
-        if gang.verdict is None and gang.cause is None:
+        self.names.after_call(gang.bound, () if failed or job is None else job.sets)
+        if not failed:
             return
         self._entered = False
         if not self._crew.has_lost() and job is not None and job.stage == "hold":

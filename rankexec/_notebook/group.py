@@ -92,10 +92,8 @@ class Group:
         cell = compiled(source, asked, {})  # none of the notebook's variables travel
         self._flags |= cell.flags
         session = self.session.options(gather=True, output=ranks)
-        future = session.submit(apps.run_cell, cell, command)
+        future = session._submit_setting(cell.assigned, apps.run_cell, cell, command)
         try:
-            results = results_of(future)
+            return results_of(future)
         finally:
             del future  # an error's traceback holds this frame
-        session._note_set(lambda: cell.assigned)
-        return results
