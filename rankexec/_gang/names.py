@@ -53,13 +53,14 @@ class Names:
         """
         main = main_namespace()
         size, before = len(main), {name: main.get(name, _ANEW) for name in names}
+        # Another thread may have bound one anew since `for_call`, while this one had no turn.
+        theirs = [name for name, value in list(self.known.items()) if main.get(name) is value]
         try:
             yield
         finally:
             new = list(islice(reversed(main), max(0, len(main) - size)))
             changed = [name for name, value in before.items() if main.get(name, _ANEW) is not value]
-            still = [name for name, value in list(self.known.items()) if value is not _ANEW]
-            self.are_theirs([*new, *changed, *still])
+            self.are_theirs([*new, *changed, *theirs])
 
     def after_call(self, bound: Iterable[str], names: Iterable[str]) -> None:
         """Note what a call has set in the children.
