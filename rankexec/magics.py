@@ -181,7 +181,7 @@ class Notebook:
         __tracebackhide__ = True
         try:
             future: RankedFuture[Any] = (
-                ranks._submit_setting(cell.assigned, cell)
+                ranks._submit_setting(cell.sets, cell)
                 if isinstance(ranks, Session)
                 else ranks.submit(cell)
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, RankInfo
+from rankexec._gang.names import NOTHING, Sets
 from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
 from rankexec._gang.run import Job, run_here
@@ -83,7 +84,7 @@ class Session(Executor):
         args: Iterable[Any],
         fn: Callable[..., Any],
         kwargs: dict[str, Any],
-        sets: Collection[str] = (),
+        sets: Sets = NOTHING,
     ) -> RankedFuture[Any]:
         __tracebackhide__ = True
         check_callable(fn)
@@ -177,14 +178,12 @@ class Session(Executor):
             raise TypeError(f"source takes a string, got {source!r}")
         self._open.cells += 1
         cell = Source(source, f"<cell {self._open.cells}>", f"<cell {self._open.cells}>")
-        return self._submit_setting(cell.names_assigned(), run_source, cell).result()
+        return self._submit_setting(cell.sets(), run_source, cell).result()
 
-    def _submit_setting(
-        self, names: Collection[str], fn: Callable[..., T], *args: Any
-    ) -> RankedFuture[T]:
-        """Submit what sets these names of `__main__`."""
+    def _submit_setting(self, sets: Sets, fn: Callable[..., T], *args: Any) -> RankedFuture[T]:
+        """Submit a function that sets names of `__main__` which its code does not tell."""
         __tracebackhide__ = True
-        return self._submit(self._settings, args, fn, {}, names)
+        return self._submit(self._settings, args, fn, {}, sets)
 
     def options(self, **overrides: Any) -> Session:
         """Return the same session with other settings for its calls.

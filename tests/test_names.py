@@ -1,12 +1,13 @@
-"""Which names are the ranks' and which the caller's, where two threads of the caller meet."""
+"""Which names are the ranks' and which the caller's."""
 
 from __future__ import annotations
 
 import sys
+import types
 
 import pytest
 
-from rankexec._gang.names import Names
+from rankexec._gang.names import NOTHING, Names
 
 
 @pytest.fixture
@@ -17,9 +18,14 @@ def main(monkeypatch):
     return module.__dict__
 
 
-def travels(names: Names, **reached: object) -> dict[str, object]:
-    """Return what of these is sent with the next call."""
-    names.for_call().leave_out(reached)
+def travels(names: Names, *reads: str) -> dict[str, object]:
+    """Return what is sent with a function that reads these names."""
+    main = vars(sys.modules["__main__"])
+    code = compile(f"def reading(): return {', '.join(reads)}", "<test>", "exec").co_consts[0]
+    reached = {name: main[name] for name in reads}
+    going = names.for_call()
+    going.leave_out(types.FunctionType(code, main), reached)
+    going.packed()
     return reached
 
 
@@ -30,29 +36,64 @@ def test_what_is_bound_while_a_call_waits_for_its_turn(main) -> None:
     names.are_theirs(["x", "y"])
     names.for_call()
     main["x"] = 2
-    with names.following(()):
+    with names.following(NOTHING):
         main["y"] = 2
-    assert travels(names, x=2, y=2) == {"x": 2}
+    assert travels(names, "x", "y") == {"x": 2}
 
 
 def test_what_is_bound_between_calls(main) -> None:
     """It is the caller's until a call has set it again, or has been sent it."""
     names = Names()
     main.update(x=1)
-    names.after_call(["x"], ())
-    assert travels(names, x=1) == {}
+    names.for_call().ended(["x"])
+    assert travels(names, "x") == {}
     main.update(x=2)
-    assert travels(names, x=2) == {"x": 2}
-    names.after_call([], ["x", "never there"])
-    assert travels(names, x=2) == {}
-    assert "never there" not in names.known
+    names.for_call().ended(["y"])
+    assert travels(names, "x") == {"x": 2}
+    assert travels(names, "x") == {}
 
 
-def test_nothing_is_held_of_what_the_caller_has_let_go(main) -> None:
-    """Not longer than until the next call."""
+def test_what_is_bound_while_a_call_runs(main) -> None:
+    """It is the caller's, whatever the call has set, where that is seen before the call ends."""
     names = Names()
-    main.update(x=[])
-    names.are_theirs(["x"])
-    held = main.pop("x")
+    main.update(x=1)
+    assert travels(names, "x") == {"x": 1}
+    runs = names.for_call()
+    main.update(x=2)
     names.for_call()
-    assert held not in names.known.values()
+    runs.ended(["x"])
+    assert travels(names, "x") == {"x": 2}
+
+
+@pytest.mark.parametrize("value", [None, 1, [1], {1}], ids=repr)
+def test_none(main, value) -> None:
+    """It is a value as others are, and not what a dead reference returns."""
+    names = Names()
+    main["x"] = value
+    assert travels(names, "x") == {"x": value}
+    assert travels(names, "x") == {}
+    main["x"] = None if value else 1
+    assert travels(names, "x") == {"x": main["x"]}
+
+
+def test_nothing_is_kept_of_what_the_caller_lets_go(main) -> None:
+    """At once where it can be referred to weakly, else from the next call on."""
+    names = Names()
+    main.update(x={1}, y=[1])
+    assert travels(names, "x", "y") == {"x": {1}, "y": [1]}
+    x, y = main.pop("x"), main.pop("y")
+    assert sys.getrefcount(x) == 2  # and its argument
+    names.for_call()
+    assert sys.getrefcount(y) == 2
+
+
+def test_what_never_came_travels(main) -> None:
+    """With the next call."""
+    names = Names()
+    main.update(x=1)
+    going = names.for_call()
+    going.values.update(x=1)
+    going.packed()
+    assert travels(names, "x") == {}
+    going.lost()
+    assert travels(names, "x") == {"x": 1}

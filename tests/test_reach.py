@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from rankexec._notebook.reach import names_assigned, names_read
+from rankexec._notebook.reach import names_assigned, names_read_and_set
 
 CASES = {
     "a = b": "b",
@@ -47,7 +47,7 @@ CASES = {
 @pytest.mark.parametrize(("cell", "names"), CASES.items())
 def test_names_read(cell, names) -> None:
     """Those that a cell reads and has not set for certain before."""
-    assert names_read(ast.parse(cell), 0) == set(names.split())
+    assert names_read_and_set(ast.parse(cell), 0)[0] == set(names.split())
 
 
 def test_names_assigned() -> None:

@@ -426,22 +426,73 @@ def test_data_that_the_ranks_own_functions_read(tmp_path):
     assert out == "[[1, 2], [1, 2]]\n"
 
 
-def test_names_of_a_call_that_was_cancelled(tmp_path):
-    """Later calls, packed when it was to bring them, find them nevertheless."""
-    out = run_script(
-        tmp_path,
-        """\
-import time
+@pytest.mark.parametrize("caller_rank", [0, None])
+@pytest.mark.parametrize(
+    "cell", ["for x in []: pass", "if not __name__: x = 5", "def f():\n    global x\n    x = 5"]
+)
+def test_names_that_a_cell_may_set(tmp_path, cell, caller_rank):
+    """They are the caller's where the cell has not done it."""
+    body = f"""\
+    x = 1
+    session.submit(lambda: x).result()
+    x = 2
+    session.run_cell({cell!r})
+    print(session.submit(lambda: x).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out == "[2, 2]\n"
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_what_a_cell_deletes_is_gone(tmp_path, caller_rank):
+    """Nothing holds it until the end of the cell, which may need its memory."""
+    body = """\
+    session.run_cell("class Model: pass\\nmodel = Model()")
+    cell = "import weakref\\nseen = weakref.ref(model)\\ndel model\\nseen() is None"
+    print(session.run_cell(cell))
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out == "[True, True]\n"
+
+
+def test_what_the_caller_deletes_is_gone(open_session):
+    """It has travelled; the session does not hold it."""
+    session = open_session()
+    main = vars(sys.modules["__main__"])
+    exec("class Model: pass\nmodel = Model()\ndef reading(): return model", main)
+    session.submit(main["reading"]).result()
+    seen = weakref.ref(main["model"])
+    del main["model"]
+
+    def gone() -> bool:
+        gc.collect()
+        return seen() is None
+
+    wait_until(gone)
+
+
+CANCELLED = """\
+import os, pathlib, time
 from rankexec import RankedExecutor
-x = 5
+x, found = 5, []
+def waits():
+    while not os.path.exists("go"): time.sleep(0.01)
 with RankedExecutor(2, caller_rank=None).session() as session:
-    first = session.submit(time.sleep, 0.3)
-    second = session.submit(lambda: x)
-    third = session.submit(lambda: x + 1)
-    print(second.cancel(), third.result())
-""",
-    )
-    assert out == "True 6\n"
+    first = session.submit(waits)
+    second = session.submit(lambda: (x, found))
+    third = session.submit(lambda: (x + 1, found.append(x)))
+    {between}
+    cancelled = second.cancel()
+    pathlib.Path("go").touch()
+    print(cancelled, third.result()[0], session.submit(lambda: (x, found)).result())
+"""
+
+
+@pytest.mark.parametrize(("between", "x"), [("", 5), ("x = 50; session.submit(lambda: x)", 50)])
+def test_names_of_a_call_that_was_cancelled(tmp_path, between, x):
+    """Later calls, packed when it was to bring them, find them nevertheless, and keep them."""
+    out = run_script(tmp_path, CANCELLED.format(between=between))
+    assert out == f"True 6 ({x}, [5])\n"
 
 
 @pytest.mark.parametrize("source", ["if False:\\n    x = 5", "1 / 0\\nx = 5"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ class ChildRank:
         info: RankInfo,
         wants_value: bool,
         stage: Stage,
+        watched: Iterable[str],
     ) -> None:
         self._channel = channel
         self._ear = ear
@@ -38,8 +40,8 @@ class ChildRank:
         self._info = info
         self._wants_value = wants_value
         self._stage = stage
-        self._before: dict[str, Any] | None = None
-        """What `__main__` held when the call began, in a session."""
+        self._watched = watched
+        self._bound: namespace.Bound | None = None
 
     def run(self, imports: str, packed: Packed | None) -> None:
         """Run the call, whatever it comes to; at the end the caller is told."""
@@ -52,7 +54,7 @@ class ChildRank:
             with self._ear.hearing(self._seat.rank) as rank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
-        bound = [] if self._before is None else namespace.bound_since(self._before)
+        bound = [] if self._bound is None else self._bound.names()
         if leaving is None:
             self._channel.send("left", (self._info, bound))
         else:
@@ -64,7 +66,7 @@ class ChildRank:
         try:
             call = _unpack_call(imports, packed)
             ear = self._ear
-            self._before = namespace.in_main() if ear else None
+            self._bound = namespace.Bound(self._watched) if ear else None
             context = ear.hold(call.ctx, self._stage) if ear else make_context(call.ctx)
         except BaseException as error:
             self._report(error, None)

@@ -40,7 +40,7 @@ class Gang:
         caller_value, caller_error: what the caller's rank returned or raised.
         stuck: of a session, the children that could not be broken off.
         began: whether every rank had unpacked the call.
-        bound: of a session, the names that children have bound in `__main__`.
+        bound: of a session, the names that children have bound.
         crew: its child processes.
     """
 
@@ -126,7 +126,8 @@ class Gang:
         for member in self.crew.serve(plan):
             seat = plan.seats[member.info.rank]
             wants_value = plan.gather or seat.rank == 0
-            member.send("call", (seat, plan.imports, wants_value, plan.stage), plan.packed)
+            details = (seat, plan.imports, wants_value, plan.stage, plan.watched)
+            member.send("call", details, plan.packed)
             if member.ended is not None:  # between the calls of a session
                 self.on_end(member, member.ended)
 

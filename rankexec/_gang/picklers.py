@@ -102,7 +102,7 @@ class CallPickler(_Pickler):
         reduced = super()._dynamic_function_reduce(func)
         if self._going is not None and func.__globals__ is self._main_globals:
             _, _, (_, slots), *_ = reduced
-            self._going.leave_out(slots["__globals__"])
+            self._going.leave_out(func, slots["__globals__"])
         return reduced
 
     def _choose(self, cls: type) -> reducers.Reducer | None:

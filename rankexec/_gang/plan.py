@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +45,8 @@ class Plan:
     side: ExitStack
     """The caller side of the context, and the port. Closed early to free a rank that hangs."""
     stage: Stage = "once"
+    watched: Sequence[str] = ()
+    """Names of which it is asked whether the children bind them."""
 
     def prefix(self, rank: int) -> str:
         """Return what stands before a child's lines; nothing for rank 0 if all are children."""

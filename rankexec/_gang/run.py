@@ -6,7 +6,6 @@ another thread supervises.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from rankexec._gang.crew import Crew
 from rankexec._gang.failures import result_of
 from rankexec._gang.gang import Gang
 from rankexec._gang.interrupts import Interrupts
-from rankexec._gang.names import Going
+from rankexec._gang.names import NOTHING, Going, Sets
 from rankexec._gang.plan import Plan
 from rankexec._gang.restore import turn
 from rankexec._gang.shipping import pack_call
@@ -41,8 +40,8 @@ class Job:
     stage: Stage = "once"
     going: Going | None = None
     """Of a session, which names of `__main__` travel with the call; None: all that it reaches."""
-    sets: Collection[str] = ()
-    """Names of `__main__` that the call is known to set, if it comes to that."""
+    sets: Sets = NOTHING
+    """Of a session, what the call sets."""
     packed: Packed | None = None
 
     def pack(self) -> None:

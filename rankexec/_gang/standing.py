@@ -19,6 +19,7 @@ from rankexec._gang.gang import Gang
 from rankexec._gang.held import Held
 from rankexec._gang.interrupts import Interrupts
 from rankexec._gang.names import Names
+from rankexec._gang.namespace import set_in_main
 from rankexec._gang.output import warn
 from rankexec._gang.plan import Plan, prepare
 from rankexec._gang.restore import OwnGroup, as_before, turn
@@ -26,7 +27,7 @@ from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
 from rankexec._gang.watch import Watch
 from rankexec._settings import Settings
 from rankexec._slots import Slots
-from rankexec.errors import SessionLost
+from rankexec.errors import NotShippable, SessionLost
 from rankexec.launchers import Launcher
 
 __all__ = ("Standing",)
@@ -42,10 +43,6 @@ class _Entry:
     plan: Plan
     held: Held
     """In the caller's rank."""
-
-
-def _nothing() -> None:
-    """Run in the calls that only enter the context, or leave it."""
 
 
 class Standing:
@@ -134,8 +131,7 @@ class Standing:
     @contextmanager
     def standing(self, job: Job) -> Iterator[None]:
         # What a framework keeps in this rank, it finds again in the next call.
-        following = self.names.following(job.sets)
-        with as_before(keep_group=True), frameworks.held(self._own), following:
+        with as_before(keep_group=True), frameworks.held(self._own), self.names.following(job.sets):
             try:
                 with self._own_group.noted():
                     yield
@@ -161,6 +157,7 @@ class Standing:
             gather=job.settings.gather is not False,
             infos=self.infos,
             stage=job.stage,
+            watched=[] if job.going is None else job.going.watched,
         )
         return Part(plan, entry.held, CallerRank(plan.caller_rank or 0, self._sockets))
 
@@ -173,11 +170,13 @@ class Standing:
         return _Entry(plan, Held(context))
 
     def drop(self, job: Job) -> None:
-        if job.going is None or not (values := job.going.lost()):
+        if (going := job.going) is None or not going.values:
             return
         if self.watch.is_here() and not self._crew.has_lost():  # later calls rely on these names
-            with closing(self._own_job("hold", None, values)) as names:
-                conduct_apart(names)
+            with suppress(NotShippable), closing(self._own_job("hold", None, going.values)) as own:
+                conduct_apart(own)
+                return
+        going.lost()
 
     def crew(self) -> Crew:
         self._entered = self._job is not None and self._job.stage == "hold"
@@ -197,9 +196,10 @@ class Standing:
         """Leave the context on every rank if the call has failed; see whether all live."""
         job = self._job
         failed = gang.verdict is not None or gang.cause is not None
-        if job is not None and job.going is not None and not gang.began:
-            job.going.lost()
-        self.names.after_call(gang.bound, () if failed or job is None else job.sets)
+        if job is not None and (going := job.going) is not None:
+            if not gang.began:
+                going.lost()
+            going.ended(gang.bound if failed else gang.bound | job.sets.certain)
         if not failed:
             return
         self._entered = False
@@ -214,10 +214,10 @@ class Standing:
             self._leave_alone()
 
     def _own_job(
-        self, stage: Stage, timeout: float | None, needed: dict[str, Any] | None = None
+        self, stage: Stage, timeout: float | None, names: dict[str, Any] | None = None
     ) -> Job:
         settings = replace(self._settings, timeout=timeout, gather=False)
-        call = Call(_nothing, (), {}, self._settings.ctx, needed or {})
+        call = Call(set_in_main, (names or {},), {}, self._settings.ctx)
         job = Job(call, settings, self, RankedFuture(), stage)
         job.pack()
         return job
@@ -237,6 +237,7 @@ class Standing:
                 self._run(self._own_job("leave", self._settings.timeout))
         finally:
             self.watch.close()
+            self.names = Names()  # whoever keeps the session keeps no variables
             if self._settings.caller_rank is not None:
                 self._leave_here()
             else:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rankexec._notebook.reach import names_assigned, names_read
+from rankexec._gang.names import Sets
+from rankexec._notebook.reach import names_assigned, names_read_and_set
 from rankexec._notebook.shown import Collector, Display, collected, silenced
 
 __all__ = ("Asked", "Cell", "CellResult", "Source", "run_source")
@@ -58,10 +59,9 @@ class Source:
             flags,
         )
 
-    def names_assigned(self) -> set[str]:
+    def sets(self) -> Sets:
         """Return the names that the cell sets. Raises SyntaxError."""
-        body, last, _, _ = self.compile()
-        return names_assigned(body) | (names_assigned(last) if last is not None else set())
+        return Cell(self, Asked(), {}).sets
 
     def add_lines(self) -> None:
         """Let tracebacks show the cell's lines."""
@@ -125,9 +125,18 @@ class Cell:
         last = set() if self._last is None else names_assigned(self._last)
         return names_assigned(self._body) | last
 
+    @property
+    def sets(self) -> Sets:
+        """The same, and which of them for certain."""
+        return Sets(self._read_and_set[1], frozenset(self.assigned))
+
+    @cached_property
+    def _read_and_set(self) -> tuple[set[str], frozenset[str]]:
+        return names_read_and_set(self._tree, self.flags)
+
     @cached_property
     def __wrapped__(self) -> types.FunctionType | None:  # errors look there for what is reached
-        read = names_read(self._tree, self.flags) & self._namespace.keys()
+        read = self._read_and_set[0] & self._namespace.keys()
         names = sorted(name for name in read if not _is_the_shells(self._namespace[name]))
         return _reaching(names, self._namespace) if names else None
 

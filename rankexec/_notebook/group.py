@@ -92,7 +92,7 @@ class Group:
         cell = compiled(source, asked, {})  # none of the notebook's variables travel
         self._flags |= cell.flags
         session = self.session.options(gather=True, output=ranks)
-        future = session._submit_setting(cell.assigned, apps.run_cell, cell, command)
+        future = session._submit_setting(cell.sets, apps.run_cell, cell, command)
         try:
             return results_of(future)
         finally:

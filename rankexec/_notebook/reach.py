@@ -7,11 +7,11 @@ import dis
 import types
 from collections.abc import Iterator, Sequence
 
-__all__ = ("names_assigned", "names_read")
+__all__ = ("names_assigned", "names_read_and_set")
 
 
-def names_read(tree: ast.Module, flags: int) -> set[str]:
-    """Return the names that a cell may read before it has set them itself.
+def names_read_and_set(tree: ast.Module, flags: int) -> tuple[set[str], frozenset[str]]:
+    """Return the names that a cell may read before it has set them, and those it sets for certain.
 
     In doubt a name counts as read: what one branch sets is not set, what a function reads is read
     where it is defined. A cell that is run again so leaves behind what it makes anew.
@@ -21,8 +21,8 @@ def names_read(tree: ast.Module, flags: int) -> set[str]:
         flags: `compile`'s, for what is imported from `__future__`.
     """
     scan = _Scan(flags)
-    scan.block(tree.body, frozenset())
-    return scan.read - _OF_EVERY_NAMESPACE
+    certain = scan.block(tree.body, frozenset())
+    return scan.read - _OF_EVERY_NAMESPACE, certain
 
 
 def names_assigned(code: types.CodeType) -> set[str]:
