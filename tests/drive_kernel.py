@@ -10,48 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from queue import Empty
 from typing import Any
 
 import psutil
-from jupyter_client.manager import KernelManager
+from kernels import start_kernel
 
 WAIT_SECONDS = 60.0
-PORTS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
-
-
-def free_ports() -> Iterator[int]:
-    """Yield ports that no other program is given by chance before the kernel listens on them.
-
-    Those that jupyter_client finds are of the range from which every socket gets one.
-    """
-    for port in random.sample(range(10_000, 30_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:  # it is taken
-                continue
-        yield port
 
 
 class Page:
     """A kernel, and what has come from it so far, by the cell that it came for."""
 
     def __init__(self) -> None:
-        self.manager = KernelManager(kernel_name="python3", cache_ports=False)
-        for name, port in zip(PORTS, free_ports(), strict=False):
-            setattr(self.manager, name, port)
-        self.manager.start_kernel()
-        self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=WAIT_SECONDS)
+        self.manager, self.client = start_kernel(WAIT_SECONDS)
         self.messages: dict[str, list[dict[str, Any]]] = {}
         self.order: list[str] = []
         self.late: list[str] = []

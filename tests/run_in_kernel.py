@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from jupyter_client.manager import start_new_kernel
+from kernels import start_kernel
 
 
 def show(message: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def show(message: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the cells one after another; an error in one does not keep the next from running."""
-    manager, client = start_new_kernel(kernel_name="python3")
+    manager, client = start_kernel(60.0)
     try:
         for cell in json.load(sys.stdin):
             client.execute_interactive(cell, output_hook=show, timeout=60)
