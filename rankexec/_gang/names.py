@@ -24,9 +24,9 @@ class Sets:
     """The names of `__main__` that a call sets, as far as its code tells."""
 
     certain: frozenset[str] = frozenset()
-    """If it does not fail."""
+    """All of these, if it does not fail."""
     possible: frozenset[str] = frozenset()
-    """These among them."""
+    """Perhaps these, which are more."""
 
 
 NOTHING = Sets()
