@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture
-from rankexec._gang.call import Call, RankInfo
-from rankexec._gang.names import NOTHING, Sets
+from rankexec._gang.call import NOTHING, Call, RankInfo, Sets
 from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
 from rankexec._gang.run import Job, run_here
@@ -92,7 +91,7 @@ class Session(Executor):
         standing = self._open.checked()
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
         future: RankedFuture[Any] = RankedFuture()
-        going = standing.names.for_call()
+        going = standing.names.for_call(sets)
         job = Job(call, settings, standing, future, stage="hold", going=going, sets=sets)
         if not job.try_to_pack():
             return future

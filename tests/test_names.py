@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from rankexec._gang.names import NOTHING, Names
+from rankexec._gang.call import NOTHING
+from rankexec._gang.names import Names
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def travels(names: Names, *reads: str) -> dict[str, object]:
     main = vars(sys.modules["__main__"])
     code = compile(f"def reading(): return {', '.join(reads)}", "<test>", "exec").co_consts[0]
     reached = {name: main[name] for name in reads}
-    going = names.for_call()
+    going = names.for_call(NOTHING)
     going.leave_out(types.FunctionType(code, main), reached)
     going.packed()
     return reached
@@ -34,7 +35,7 @@ def test_what_is_bound_while_a_call_waits_for_its_turn(main) -> None:
     names = Names()
     main.update(x=1, y=1)
     names.are_theirs(["x", "y"])
-    names.for_call()
+    names.for_call(NOTHING)
     main["x"] = 2
     with names.following(NOTHING):
         main["y"] = 2
@@ -45,10 +46,10 @@ def test_what_is_bound_between_calls(main) -> None:
     """It is the caller's until a call has set it again, or has been sent it."""
     names = Names()
     main.update(x=1)
-    names.for_call().ended(["x"])
+    names.for_call(NOTHING).ended(["x"])
     assert travels(names, "x") == {}
     main.update(x=2)
-    names.for_call().ended(["y"])
+    names.for_call(NOTHING).ended(["y"])
     assert travels(names, "x") == {"x": 2}
     assert travels(names, "x") == {}
 
@@ -58,9 +59,9 @@ def test_what_is_bound_while_a_call_runs(main) -> None:
     names = Names()
     main.update(x=1)
     assert travels(names, "x") == {"x": 1}
-    runs = names.for_call()
+    runs = names.for_call(NOTHING)
     main.update(x=2)
-    names.for_call()
+    names.for_call(NOTHING)
     runs.ended(["x"])
     assert travels(names, "x") == {"x": 2}
 
@@ -83,7 +84,7 @@ def test_nothing_is_kept_of_what_the_caller_lets_go(main) -> None:
     assert travels(names, "x", "y") == {"x": {1}, "y": [1]}
     x, y = main.pop("x"), main.pop("y")
     assert sys.getrefcount(x) == 2  # and its argument
-    names.for_call()
+    names.for_call(NOTHING)
     assert sys.getrefcount(y) == 2
 
 
@@ -91,7 +92,7 @@ def test_what_never_came_travels(main) -> None:
     """With the next call."""
     names = Names()
     main.update(x=1)
-    going = names.for_call()
+    going = names.for_call(NOTHING)
     going.values.update(x=1)
     going.packed()
     assert travels(names, "x") == {}

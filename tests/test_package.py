@@ -44,7 +44,8 @@ LAYERS = """
     _gang.reducers              _gang.names
     _gang.reading
     _gang.dynamic               _gang.refusals      _gang.transient
-    _gang.modules               _gang.namespace     _notebook.dip_options
+    _gang.bound                 _notebook.dip_options
+    _gang.modules               _gang.namespace
     _gang.interrupts            _checks             _slots
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers

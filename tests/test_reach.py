@@ -50,6 +50,33 @@ def test_names_read(cell, names) -> None:
     assert names_read_and_set(ast.parse(cell), 0)[0] == set(names.split())
 
 
+@pytest.mark.parametrize(
+    ("cell", "names"),
+    {
+        "a = b, (c, *d) = e": "a b c d",
+        "import a.b, c as d\nfrom e import f": "a d f",
+        "def a(): b = 1\nclass C: d = 1": "a C",
+        "if x: a = b = 1\nelse: a = 2": "a",
+        "for a in x: b = 1": "",
+        "while x: a = 1": "",
+        "try: a = 1\nexcept E as b: pass": "",
+        "with x as a, y as b: c = 1": "a",
+        "with x as (a, b): pass": "",
+        "a = b = 1\ndel a": "b",
+        "a = b = c = 1\ndel (a, b)": "c",
+        "a = b = 1\nfor x in y: del a": "b",
+        "a = b = 1\ntry: x()\nexcept E as a: pass": "b",
+        "a = b = 1\nif x: del a": "b",
+        "a = 1\ndel a\na = 2": "a",
+        "match x:\n  case a: b = 1": "",
+        "[a := 1 for b in c]": "",
+    }.items(),
+)
+def test_names_set(cell, names) -> None:
+    """Those that a cell has set for certain if it comes to its end."""
+    assert names_read_and_set(ast.parse(cell), 0)[1] == set(names.split())
+
+
 def test_names_assigned() -> None:
     """Those that a cell sets, functions that say so included; not what is local somewhere."""
     cell = """

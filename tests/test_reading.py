@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rankexec._gang.reading import Reader
+from rankexec._gang.reading import names_read_by
 
 
 @pytest.fixture
@@ -46,6 +46,10 @@ READS_NOT = {
     "a local variable": "def it(value): return value",
     "a module": "import os as it",
     "many items": "it = [lambda: value] * 2000",
+    "a list with methods": (
+        "class L(list):\n  def __len__(self): raise ZeroDivisionError\n  __iter__ = __len__\n"
+        "it = [L([len])]"
+    ),
     "what raises at every turn": (
         "class it:\n  def __getattr__(self, name): raise ZeroDivisionError\n"
         "  __dict__ = property(lambda self: 1 / 0)\nit = it()"
@@ -57,14 +61,14 @@ READS_NOT = {
 def test_reads(main, code) -> None:
     """It is found."""
     exec(code, main)
-    assert "value" in Reader().names_read_by(main["it"])
+    assert "value" in names_read_by(main["it"])
 
 
 @pytest.mark.parametrize("code", READS_NOT.values(), ids=READS_NOT)
 def test_reads_not(main, code) -> None:
     """Nothing is found, and nothing raised."""
     exec(code, main)
-    assert "value" not in Reader().names_read_by(main["it"])
+    assert "value" not in names_read_by(main["it"])
 
 
 def test_a_model(main) -> None:
@@ -73,7 +77,7 @@ def test_a_model(main) -> None:
     main["torch"] = torch
     exec("class Layer(torch.nn.Module):\n  def forward(self, x): return x * scale", main)
     model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sequential(main["Layer"]()))
-    assert "scale" in Reader().names_read_by(model)
+    assert "scale" in names_read_by(model)
 
 
 def test_each_thing_once(main) -> None:
@@ -84,8 +88,6 @@ def test_each_thing_once(main) -> None:
         __dict__ = property(lambda _: looked.append(1) or {})
 
     exec("def make(shared):\n  return lambda: shared", main)
-    shared, reader = Shared(), Reader()
-    for _ in range(10):
-        reader.names_read_by(main["make"](shared))
-    reader.names_read_by([main["make"](shared) for _ in range(10)])
+    shared = Shared()
+    names_read_by([main["make"](shared) for _ in range(10)])
     assert len(looked) == 1

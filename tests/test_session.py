@@ -444,6 +444,30 @@ def test_names_that_a_cell_may_set(tmp_path, cell, caller_rank):
 
 
 @pytest.mark.parametrize("caller_rank", [0, None])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "del a, b\nfor i in range(3): x = rank() * 10 + i",
+        "for i in range(3): x = [rank() * 10 + i][0] + 0.0",
+        "x = 0\nfor i in range(3): x = rank() * 10 + i",
+        "exec('x = rank() * 10 + 2')",
+    ],
+)
+def test_names_that_a_cell_sets_by_the_way(tmp_path, cell, caller_rank):
+    """The caller has bound them anew before; then they are each rank's own."""
+    body = f"""\
+    rank = lambda: int(__import__("os").environ["RANK"])
+    a = b = x = 1
+    session.submit(lambda: (a, b, x, rank())).result()
+    x = 0.5
+    session.run_cell({cell!r})
+    print(session.submit(lambda: x).result() == [2, 12])
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out == "True\n"
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
 def test_what_a_cell_deletes_is_gone(tmp_path, caller_rank):
     """Nothing holds it until the end of the cell, which may need its memory."""
     body = """\

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from rankexec._torch import peak_gpu_memory
 
 __all__ = (
+    "NOTHING",
     "Call",
     "Died",
     "Outcome",
@@ -22,6 +23,7 @@ __all__ = (
     "RankInfo",
     "Returned",
     "Seat",
+    "Sets",
     "Stage",
     "inside_rank",
     "make_context",
@@ -65,6 +67,23 @@ class Seat:
         if self.device is None:
             own["ACCELERATE_USE_CPU"] = "true"
         return {**own, **self.variables}
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The names of `__main__` that a call sets, as far as its code tells."""
+
+    certain: frozenset[str] = frozenset()
+    """All of these, if it does not fail."""
+    possible: frozenset[str] = frozenset()
+    """Perhaps these, which are more."""
+
+    def also(self, names: Iterable[str]) -> Sets:
+        """Return the same with these, which it may set."""
+        return replace(self, possible=self.possible.union(names))
+
+
+NOTHING = Sets()
 
 
 @dataclass

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 from rankexec._gang import frameworks, namespace, outcomes, output, tensors
+from rankexec._gang.bound import Bound, values_of
 from rankexec._gang.breaking import Breakable, GangEnded
-from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
+from rankexec._gang.call import Call, RankInfo, Seat, Sets, Stage, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.held import Ear
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
@@ -32,7 +32,7 @@ class ChildRank:
         info: RankInfo,
         wants_value: bool,
         stage: Stage,
-        watched: Iterable[str],
+        sets: Sets,
     ) -> None:
         self._channel = channel
         self._ear = ear
@@ -40,8 +40,9 @@ class ChildRank:
         self._info = info
         self._wants_value = wants_value
         self._stage = stage
-        self._watched = watched
-        self._bound: namespace.Bound | None = None
+        self._sets = sets
+        self._bound: Bound | None = None
+        self._failed = False
 
     def run(self, imports: str, packed: Packed | None) -> None:
         """Run the call, whatever it comes to; at the end the caller is told."""
@@ -55,6 +56,8 @@ class ChildRank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
         bound = [] if self._bound is None else self._bound.names()
+        if self._bound is not None and not self._failed:  # their values may be what they were
+            bound += [name for name, _ in values_of(self._sets.certain)]
         if leaving is None:
             self._channel.send("left", (self._info, bound))
         else:
@@ -66,7 +69,7 @@ class ChildRank:
         try:
             call = _unpack_call(imports, packed)
             ear = self._ear
-            self._bound = namespace.Bound(self._watched) if ear else None
+            self._bound = Bound(self._sets.possible) if ear else None
             context = ear.hold(call.ctx, self._stage) if ear else make_context(call.ctx)
         except BaseException as error:
             self._report(error, None)
@@ -82,6 +85,7 @@ class ChildRank:
             return perform(call, context, rank, self._report, self._info)
 
     def _report(self, error: BaseException | None, value: Any) -> None:
+        self._failed = error is not None
         if isinstance(error, GangEnded):  # the caller knows
             return
         output.flush()

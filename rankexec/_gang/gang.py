@@ -126,7 +126,7 @@ class Gang:
         for member in self.crew.serve(plan):
             seat = plan.seats[member.info.rank]
             wants_value = plan.gather or seat.rank == 0
-            details = (seat, plan.imports, wants_value, plan.stage, plan.watched)
+            details = (seat, plan.imports, wants_value, plan.stage, plan.sets)
             member.send("call", details, plan.packed)
             if member.ended is not None:  # between the calls of a session
                 self.on_end(member, member.ended)

@@ -6,14 +6,12 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, TypeVar
 
 from rankexec._checks import check_list
 from rankexec._gang.call import inside_rank
 
 __all__ = (
-    "Bound",
     "find_in_main",
     "find_needed",
     "global_imports",
@@ -154,28 +152,6 @@ def find_in_main(name: str, rank: int | None) -> tuple[Any, ...]:
     main = sys.modules["__main__"].__dict__
     asked = rank is None or rank == inside_rank()
     return (main[name],) if asked and name in main else ()
-
-
-class Bound:
-    """Which names a call binds in this process's `__main__`: new ones, and of others those watched.
-
-    Not all that are there are compared: a notebook may have 10,000. And none is held, as what the
-    call deletes is to be gone.
-    """
-
-    def __init__(self, watched: Iterable[str]) -> None:
-        main = sys.modules["__main__"].__dict__
-        self._size = len(main)
-        self._ids = {name: id(main[name]) for name in watched if name in main}
-
-    def names(self) -> list[str]:
-        """Return them, at the end of the call."""
-        main = sys.modules["__main__"].__dict__
-        new = list(islice(reversed(main), max(0, len(main) - self._size)))  # they are the last
-        changed = (
-            name for name, old in self._ids.items() if name in main and id(main[name]) != old
-        )
-        return [name for name in (*new, *changed) if type(name) is str]  # a dict takes anything
 
 
 def keep_imports(source: str) -> dict[str, Any]:

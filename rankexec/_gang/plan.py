@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ import psutil
 from multiprocess import spawn
 
 from rankexec._checks import check_variables
-from rankexec._gang.call import RankInfo, Seat, Stage
+from rankexec._gang.call import NOTHING, RankInfo, Seat, Sets, Stage
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed
@@ -45,8 +45,8 @@ class Plan:
     side: ExitStack
     """The caller side of the context, and the port. Closed early to free a rank that hangs."""
     stage: Stage = "once"
-    watched: Sequence[str] = ()
-    """Names of which it is asked whether the children bind them."""
+    sets: Sets = NOTHING
+    """Names of which the children are to tell whether they set them."""
 
     def prefix(self, rank: int) -> str:
         """Return what stands before a child's lines; nothing for rank 0 if all are children."""

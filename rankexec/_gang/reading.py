@@ -10,38 +10,33 @@ from typing import Any
 from rankexec._gang.dynamic import globals_of
 from rankexec._gang.modules import main_namespace
 
-__all__ = ("Reader",)
+__all__ = ("names_read_by",)
 
 _MANY = 1000
 """Items of a container that may be functions, and not data."""
 
 
-class Reader:
-    """Looks through functions and what has code of `__main__`; through each one once.
+def names_read_by(value: Any) -> set[str]:
+    """Return the names of `__main__` in the code that `value` is made of.
 
     Looked through are functions, with what they wrap, their defaults and closures; classes of
     `__main__` with all that they define; of objects the class, and those attributes that can be
     called, or are of a class of `__main__`; and such items of lists, tuples and dicts.
     """
-
-    def __init__(self) -> None:
-        self._seen: dict[int, Any] = {}  # holds what it has seen: an id is not given away meanwhile
-
-    def names_read_by(self, value: Any) -> set[str]:
-        """Return the names of `__main__` in the code that `value` is made of."""
-        names: set[str] = set()
-        waiting = [value]
-        while waiting:
-            part = waiting.pop()
-            if id(part) in self._seen:
-                continue
-            self._seen[id(part)] = part
-            kind = type(part)
-            if issubclass(kind, types.FunctionType) and part.__globals__ is main_namespace():
-                names.update(globals_of(part))
-            parts_of = (parts for base, parts in _PARTS.items() if issubclass(kind, base))
-            waiting.extend(next(parts_of, _of_object)(part))
-        return names
+    names: set[str] = set()
+    seen: dict[int, Any] = {}  # holds what it has seen: an id is not given away meanwhile
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        kind = type(part)
+        if issubclass(kind, types.FunctionType) and part.__globals__ is main_namespace():
+            names.update(globals_of(part))
+        parts_of = (parts for base, parts in _PARTS.items() if issubclass(kind, base))
+        waiting.extend(next(parts_of, _of_object)(part))
+    return names
 
 
 def _has_code(value: Any) -> bool:
@@ -70,9 +65,19 @@ def _of_partial(partial: functools.partial[Any]) -> Iterable[Any]:
     return (partial.func, *partial.args, *partial.keywords.values())
 
 
-def _of_items(items: Any) -> Iterable[Any]:
-    if len(items) <= _MANY:
-        yield from filter(_has_code, list(items))
+def _of_dict(items: dict[Any, Any]) -> Iterable[Any]:
+    if dict.__len__(items) <= _MANY:  # a subclass may have methods of its own
+        yield from filter(_has_code, list(dict.values(items)))
+
+
+def _of_list(items: list[Any]) -> Iterable[Any]:
+    if list.__len__(items) <= _MANY:
+        yield from filter(_has_code, list.copy(items))
+
+
+def _of_tuple(items: tuple[Any, ...]) -> Iterable[Any]:
+    if tuple.__len__(items) <= _MANY:
+        yield from filter(_has_code, tuple.__iter__(items))
 
 
 def _of_object(obj: Any) -> Iterable[Any]:
@@ -94,9 +99,9 @@ _PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
     classmethod: lambda method: (method.__func__,),
     property: lambda prop: (prop.fget, prop.fset, prop.fdel),
     type: _of_class,
-    dict: lambda items: _of_items(dict.values(items)),
-    list: _of_items,
-    tuple: _of_items,
+    dict: _of_dict,
+    list: _of_list,
+    tuple: _of_tuple,
     types.ModuleType: lambda _: (),
 }
 """By type, what something is made of."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from rankexec._future import RankedFuture
 from rankexec._gang import frameworks
-from rankexec._gang.call import Call, Raised, RankInfo, Stage, make_context
+from rankexec._gang.call import NOTHING, Call, Raised, RankInfo, Stage, make_context
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
 from rankexec._gang.gang import Gang
@@ -157,7 +157,7 @@ class Standing:
             gather=job.settings.gather is not False,
             infos=self.infos,
             stage=job.stage,
-            watched=[] if job.going is None else job.going.watched,
+            sets=NOTHING if job.going is None else job.going.sets,
         )
         return Part(plan, entry.held, CallerRank(plan.caller_rank or 0, self._sockets))
 
@@ -195,12 +195,11 @@ class Standing:
     def _see_to(self, gang: Gang, conduct: Callable[[Job], Gang | None]) -> None:
         """Leave the context on every rank if the call has failed; see whether all live."""
         job = self._job
-        failed = gang.verdict is not None or gang.cause is not None
         if job is not None and (going := job.going) is not None:
             if not gang.began:
                 going.lost()
-            going.ended(gang.bound if failed else gang.bound | job.sets.certain)
-        if not failed:
+            going.ended(gang.bound)
+        if gang.verdict is None and gang.cause is None:
             return
         self._entered = False
         if not self._crew.has_lost() and job is not None and job.stage == "hold":

@@ -38,7 +38,7 @@ from multiprocess import Pipe, spawn
 from multiprocess.connection import Connection
 
 from rankexec._gang import libc, output, sockets
-from rankexec._gang.call import Call, RankInfo, Seat
+from rankexec._gang.call import NOTHING, Call, RankInfo, Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
@@ -118,7 +118,7 @@ def rehearse(take_environment: TakeEnvironment) -> None:
     seat = Seat(0, 1, "", 0, 0, 1)
     ours.send("prepare", (preparation, {**os.environ, **seat.environment()}))
     call = pack_result(Call(int, (), {}, None, {}), frozenset())
-    ours.send("call", (seat, "", False, "once", ()), call)
+    ours.send("call", (seat, "", False, "once", NOTHING), call)
     ours.send("go")
     ours.send("leave")
     _talk(theirs, take_environment)
@@ -190,10 +190,10 @@ def _serve(channel: Channel, began: float) -> None:
             return
         if kind == "halt":  # its call has been left meanwhile
             continue
-        seat, imports, wants_value, stage, watched = details
+        seat, imports, wants_value, stage, sets = details
         if stage != "once" and ear is None:
             ear = Ear(channel)
         # The guardian says it too, but it may be slower than a short call.
         info = RankInfo(seat.rank, pid=os.getpid(), started=began)
-        ChildRank(channel, ear, seat, info, wants_value, stage, watched).run(imports, packed)
+        ChildRank(channel, ear, seat, info, wants_value, stage, sets).run(imports, packed)
         output.flush()

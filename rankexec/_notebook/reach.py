@@ -54,7 +54,7 @@ class _Scan:
     def block(self, body: Sequence[ast.stmt], known: frozenset[str]) -> frozenset[str]:
         """Scan statements; return what is known after them."""
         for statement in body:
-            known = self._statement(statement, known)
+            known = self._statement(statement, known) - _unset(statement)
         return known
 
     def _statement(self, node: ast.stmt, known: frozenset[str]) -> frozenset[str]:
@@ -80,11 +80,13 @@ class _Scan:
         return known
 
     def _with(self, node: ast.With, known: frozenset[str]) -> frozenset[str]:
+        inside = known
         for item in node.items:
-            self._expression(item.context_expr, known)
-            known |= self._targets([item.optional_vars], known)
-        self.block(node.body, known)  # the context may swallow what ends it early
-        return known
+            self._expression(item.context_expr, inside)
+            inside |= self._targets([item.optional_vars], inside)
+        self.block(node.body, inside)
+        first = node.items[0].optional_vars  # contexts may swallow what comes after it
+        return known | {first.id} if isinstance(first, ast.Name) else known
 
     def _loop(self, node: ast.While | ast.For, known: frozenset[str]) -> None:
         inside = known
@@ -137,8 +139,6 @@ class _Scan:
             return known | {a.asname or a.name.partition(".")[0] for a in node.names}
         if isinstance(node, ast.ClassDef):
             return known | {node.name}
-        if isinstance(node, ast.Delete):
-            return known - {t.id for t in node.targets if isinstance(t, ast.Name)}
         return known
 
     def _targets(self, targets: Sequence[ast.expr | None], known: frozenset[str]) -> frozenset[str]:
@@ -166,6 +166,17 @@ class _Scan:
             for instruction in dis.get_instructions(inner):
                 if instruction.opname in _READS and instruction.argval not in known:
                     self.read.add(instruction.argval)
+
+
+def _unset(statement: ast.stmt) -> set[str]:
+    """Return the names that are perhaps gone after a statement: deleted, or an exception's."""
+    found = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del):
+            found.add(node.id)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            found.add(node.name)
+    return found
 
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
