@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from itertools import compress, repeat
+from itertools import compress, islice, repeat
 from operator import is_not
 from typing import Any
 
@@ -79,15 +79,22 @@ class Bound:
         return [name for name in (*self._new(), *changed) if type(name) is str]  # a dict takes all
 
     def _new(self) -> list[str]:
-        before, now = self._before, list(main_namespace())
-        if now[: len(before)] != before:  # some were deleted; the others are in the same order
-            places = {name: place for place, name in enumerate(before)}
-            last = -1
-            for kept, name in enumerate(now):
-                if places.get(name, -1) <= last:
-                    return now[kept:]
-                last = places[name]
-        return now[len(before) :]
+        before, main = self._before, main_namespace()
+        more = len(main) - len(before)
+        newest = list(islice(reversed(main), max(0, more) + _ENOUGH))
+        if more >= 0 and newest[more:] == before[: -_ENOUGH - 1 : -1]:  # nothing was deleted
+            return newest[:more]
+        places = {name: place for place, name in enumerate(before)}
+        now, last = list(main), -1
+        for kept, name in enumerate(now):  # what is left of them is in the same order
+            if places.get(name, -1) <= last:
+                return now[kept:]
+            last = places[name]
+        return []
+
+
+_ENOUGH = 16
+"""Names that a call will not delete, and set again in the same order, to put one before them."""
 
 
 def values_of(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
