@@ -468,6 +468,34 @@ def test_names_that_a_cell_sets_by_the_way(tmp_path, cell, caller_rank):
 
 
 @pytest.mark.parametrize("caller_rank", [0, None])
+def test_names_that_a_call_would_have_set(tmp_path, caller_rank):
+    """It has not begun, as one rank could not unpack it: they are the caller's."""
+    body = """\
+    import os
+    from rankexec._gang.call import Sets
+
+    def unpacked():
+        if os.environ["RANK"] == "1":
+            raise ValueError("not here")
+
+    class Packed:
+        def __reduce__(self): return unpacked, ()
+
+    def sets(argument):
+        globals()["x"] = 5
+
+    x = 1
+    session.submit(lambda: x).result()
+    x = 2
+    certain = frozenset({"x"})
+    print(repr(session._submit_setting(Sets(certain, certain), sets, Packed()).exception()))
+    print(session.submit(lambda: x).result())
+"""
+    out = run_script(tmp_path, NAMES.format(caller_rank=caller_rank) + body)
+    assert out.splitlines() == ["ValueError('not here')", "[2, 2]"]
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
 def test_what_a_cell_deletes_is_gone(tmp_path, caller_rank):
     """Nothing holds it until the end of the cell, which may need its memory."""
     body = """\

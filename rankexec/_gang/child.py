@@ -42,7 +42,7 @@ class ChildRank:
         self._stage = stage
         self._sets = sets
         self._bound: Bound | None = None
-        self._failed = False
+        self._succeeded = False
 
     def run(self, imports: str, packed: Packed | None) -> None:
         """Run the call, whatever it comes to; at the end the caller is told."""
@@ -56,7 +56,7 @@ class ChildRank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
         bound = [] if self._bound is None else self._bound.names()
-        if self._bound is not None and not self._failed:  # their values may be what they were
+        if self._bound is not None and self._succeeded:  # their values may be what they were
             bound += [name for name, _ in values_of(self._sets.certain)]
         if leaving is None:
             self._channel.send("left", (self._info, bound))
@@ -85,7 +85,7 @@ class ChildRank:
             return perform(call, context, rank, self._report, self._info)
 
     def _report(self, error: BaseException | None, value: Any) -> None:
-        self._failed = error is not None
+        self._succeeded = error is None
         if isinstance(error, GangEnded):  # the caller knows
             return
         output.flush()
