@@ -166,3 +166,11 @@ def make_executor(caller_rank: int | None) -> Iterator[Callable[..., RankedExecu
     yield make
     for executor in made:
         executor.shutdown()
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """A `__main__` of its own, to be written to."""
+    module = type(sys)("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    return module.__dict__

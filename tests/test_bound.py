@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from rankexec._gang.bound import Bound
-
-
-@pytest.fixture
-def main(monkeypatch):
-    """A `__main__` of its own, to be written to."""
-    module = type(sys)("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    module.__dict__.update(__builtins__=__builtins__, a=1, b=2, c=3)
-    return module.__dict__
 
 
 @pytest.mark.parametrize(
@@ -35,6 +24,7 @@ def main(monkeypatch):
 )
 def test_new_names(main, call, names) -> None:
     """Also where others are deleted; of those that were there, none that is not watched."""
+    main.update(__builtins__=__builtins__, a=1, b=2, c=3)
     bound = Bound(())
     exec(call, main)
     assert set(bound.names()) == set(names.split())
@@ -44,7 +34,7 @@ def test_new_names(main, call, names) -> None:
 @pytest.mark.parametrize("value", ["[n]", "n / 7", "{n}", "kind()", "n + 1000"])
 def test_what_is_watched(main, value, loops) -> None:
     """An address that is given away again is no value."""
-    exec(f"class kind: pass\nn = 1\na = {value}", main)
+    exec(f"class kind: pass\nb = n = 1\na = {value}", main)
     bound = Bound(["a", "b", "missing"])
     exec(f"for n in range({loops}): a = {value}", main)
     assert bound.names() == ["a"]

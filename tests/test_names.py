@@ -11,14 +11,6 @@ from rankexec._gang.call import NOTHING
 from rankexec._gang.names import Names
 
 
-@pytest.fixture
-def main(monkeypatch):
-    """A `__main__` of its own, to be written to."""
-    module = type(sys)("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    return module.__dict__
-
-
 def travels(names: Names, *reads: str) -> dict[str, object]:
     """Return what is sent with a function that reads these names."""
     main = vars(sys.modules["__main__"])

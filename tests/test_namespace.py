@@ -9,14 +9,6 @@ import pytest
 from rankexec._gang import namespace
 
 
-@pytest.fixture
-def main(monkeypatch):
-    """A `__main__` of its own, to be written to."""
-    module = type(sys)("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    return module.__dict__
-
-
 @pytest.mark.parametrize(
     ("source", "parsed"),
     [

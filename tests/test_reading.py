@@ -1,21 +1,10 @@
-"""Which names of `__main__` is read by what is not pickled, and what it costs to find them."""
+"""Which names of `__main__` are read by what is not pickled, and that they are looked for once."""
 
 from __future__ import annotations
-
-import sys
 
 import pytest
 
 from rankexec._gang.reading import names_read_by
-
-
-@pytest.fixture
-def main(monkeypatch):
-    """A `__main__` of its own, to be written to."""
-    module = type(sys)("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    return module.__dict__
-
 
 READS = {
     "a function": "it = lambda: value",

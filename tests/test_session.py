@@ -73,6 +73,12 @@ def pids(session: Session) -> list[int]:
     return session.options(gather=True).submit(os.getpid).result()
 
 
+def is_gone(seen: weakref.ref) -> bool:
+    """Return whether nothing holds the object any more."""
+    gc.collect()
+    return seen() is None
+
+
 # --- calls ---
 
 
@@ -515,12 +521,7 @@ def test_what_the_caller_deletes_is_gone(open_session):
     session.submit(main["reading"]).result()
     seen = weakref.ref(main["model"])
     del main["model"]
-
-    def gone() -> bool:
-        gc.collect()
-        return seen() is None
-
-    wait_until(gone)
+    wait_until(partial(is_gone, seen))
 
 
 CANCELLED = """\
@@ -1003,12 +1004,7 @@ def test_idle_session_holds_no_arguments(open_session, caller_rank):
     seen = weakref.ref(given)
     session.submit(callable, given).result()
     del given
-
-    def gone() -> bool:
-        gc.collect()
-        return seen() is None
-
-    wait_until(gone)
+    wait_until(partial(is_gone, seen))
 
 
 @with_children_only

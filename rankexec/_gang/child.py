@@ -55,13 +55,10 @@ class ChildRank:
             with self._ear.hearing(self._seat.rank) as rank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
-        bound = [] if self._bound is None else self._bound.names()
-        if self._bound is not None and self._succeeded:  # their values may be what they were
-            bound += [name for name, _ in values_of(self._sets.certain)]
         if leaving is None:
-            self._channel.send("left", (self._info, bound))
+            self._channel.send("left", (self._info, self._names_bound()))
         else:
-            self._send("left", leaving, time.monotonic(), bound)
+            self._send("left", leaving, time.monotonic(), self._names_bound())
 
     def _perform(
         self, imports: str, packed: Packed | None, rank: Breakable | None
@@ -102,6 +99,14 @@ class ChildRank:
         else:
             self._channel.send("returned", (self._info, when), packed)
             packed.close()
+
+    def _names_bound(self) -> list[str]:
+        """Return, in a session, the names that the call has bound in `__main__`."""
+        if self._bound is None:
+            return []
+        # Of these nobody sees it if their values are what they were.
+        certain = values_of(self._sets.certain) if self._succeeded else ()
+        return [*self._bound.names(), *(name for name, _ in certain)]
 
     def _send(
         self, kind: str, error: BaseException, when: float, bound: list[str] | None = None
