@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from multiprocess import reduction
@@ -33,7 +34,7 @@ class Channel:
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
         """Send one message. `details` are plain values; everything of the user's is packed."""
         fd = packed.fd if packed else None
-        carried = packed and Packed(packed.stream, packed.sections)
+        carried = packed and replace(packed, fd=None)
         self._connection.send_bytes(pickle.dumps((kind, details, carried, fd is not None)))
         if fd is not None:
             reduction.send_handle(self._connection, fd, None)

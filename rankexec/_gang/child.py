@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rankexec._gang import frameworks, namespace, outcomes, output, tensors
@@ -15,6 +16,7 @@ from rankexec._gang.call import Call, RankInfo, Seat, Sets, Stage, make_context,
 from rankexec._gang.channel import Channel
 from rankexec._gang.held import Ear
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
+from rankexec._gang.travelled import Span
 from rankexec._gang.wire import Packed, pack_result, unpack
 from rankexec.errors import NotShippable
 
@@ -42,6 +44,7 @@ class ChildRank:
         self._stage = stage
         self._sets = sets
         self._bound: Bound | None = None
+        self._arguments = False
         self._succeeded = False
 
     def run(self, imports: str, packed: Packed | None) -> None:
@@ -56,16 +59,17 @@ class ChildRank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
         if leaving is None:
-            self._channel.send("left", (self._info, self._names_bound()))
+            self._channel.send("left", (self._info, self._kept()))
         else:
-            self._send("left", leaving, time.monotonic(), self._names_bound())
+            self._send("left", leaving, time.monotonic(), self._kept())
 
     def _perform(
         self, imports: str, packed: Packed | None, rank: Breakable | None
     ) -> BaseException | None:
         try:
-            call = _unpack_call(imports, packed)
             ear = self._ear
+            call = _unpack_call(imports, packed, ear)
+            self._arguments = bool(call.args or call.kwargs)
             self._bound = Bound(self._sets.possible) if ear else None
             context = ear.hold(call.ctx, self._stage) if ear else make_context(call.ctx)
         except BaseException as error:
@@ -100,19 +104,23 @@ class ChildRank:
             self._channel.send("returned", (self._info, when), packed)
             packed.close()
 
+    def _kept(self) -> tuple[list[str], list[Span]]:
+        """Return, in a session, the names that are bound, and the numbers of what is dropped."""
+        if self._ear is None:
+            return [], []
+        return self._names_bound(), self._ear.arrived.dropped(collect=self._arguments)
+
     def _names_bound(self) -> list[str]:
-        """Return, in a session, the names that the call has bound in `__main__`."""
+        """Return the names that the call has bound in `__main__`."""
         if self._bound is None:
             return []
         # Of these nobody sees it if their values are what they were.
         certain = values_of(self._sets.certain) if self._succeeded else ()
         return [*self._bound.names(), *(name for name, _ in certain)]
 
-    def _send(
-        self, kind: str, error: BaseException, when: float, bound: list[str] | None = None
-    ) -> None:
+    def _send(self, kind: str, error: BaseException, when: float, more: Any = None) -> None:
         packed = _pack_raised(self._info.rank, when, error)
-        self._channel.send(kind, (self._info, bound), packed)
+        self._channel.send(kind, (self._info, more), packed)
         packed.close()
 
 
@@ -124,13 +132,16 @@ def _not_shippable(rank: int, value: Any, refused: Exception) -> NotShippable:
     return NotShippable(what, str(refused), advice)
 
 
-def _unpack_call(imports: str, packed: Packed | None) -> Call:
+def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
     # First the imports: libraries patch classes on import, and unpickling needs the patched ones.
     namespace.run_imports(imports)
     if packed is None:
         raise EOFError("a call came without its content")
     try:
-        call: Call = unpack(packed)
+        if ear is None:
+            call: Call = unpack(packed)
+        else:
+            call = unpack(packed, partial(ear.arrived.load, first=packed.first))
     finally:
         packed.close()
     namespace.set_in_main(call.needed)

@@ -41,6 +41,7 @@ class Gang:
         stuck: of a session, the children that could not be broken off.
         began: whether every rank had unpacked the call.
         bound: of a session, the names that children have bound.
+        dropped: of a session, which objects children have no longer, by all of them.
         crew: its child processes.
     """
 
@@ -59,6 +60,7 @@ class Gang:
         self.caller_error: BaseException | None = None
         self.began = False
         self.bound: set[str] = set()
+        self.dropped: list[tuple[int, int]] = []
         self.crew = crew
         self._loop = crew.loop
         self._plan = plan
@@ -178,7 +180,9 @@ class Gang:
         elif kind == "raised" and packed is not None:
             self._take(_unpack_raised(packed))
         elif kind == "left":
-            self.bound.update(more)
+            bound, dropped = more
+            self.bound.update(bound)
+            self.dropped += dropped
             if packed is not None:
                 self._take(_unpack_raised(packed))
             member.read_output()

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
+from rankexec._gang.arrived import Arrived
 from rankexec._gang.breaking import Breakable
 from rankexec._gang.call import Stage, make_context
 from rankexec._gang.channel import Channel
@@ -66,9 +67,14 @@ Message = tuple[str, Any, "Packed | None"]
 
 
 class Ear:
-    """A child's session: its context, and the caller's words, heard by a thread of their own."""
+    """A child's session: its context, and the caller's words, heard by a thread of their own.
+
+    Attributes:
+        arrived: what has come from the caller.
+    """
 
     def __init__(self, channel: Channel) -> None:
+        self.arrived = Arrived()
         self._held: Held | None = None
         self._sockets: set[int] = set()
         self._channel = channel

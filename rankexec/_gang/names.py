@@ -12,6 +12,7 @@ from rankexec._gang.call import Sets
 from rankexec._gang.dynamic import globals_of
 from rankexec._gang.modules import main_namespace
 from rankexec._gang.reading import names_read_by
+from rankexec._gang.travelled import Span, Travelled
 
 __all__ = ("Going", "Names")
 
@@ -22,9 +23,16 @@ class Names:
     A name that the ranks have is theirs: it does not travel with the next function that reads it,
     unless the caller has bound it anew since. Sending it whenever its value differs would overwrite
     what the ranks have made of it.
+
+    Args:
+        children: how many ranks the names travel to.
+
+    Attributes:
+        objects: what the ranks have of the values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, children: int = 0) -> None:
+        self.objects = Travelled(children)
         self._theirs = Values()
         """What the ranks have, with the caller's value when they got or set it."""
         self._reads: dict[str, set[str]] = {}
@@ -106,13 +114,16 @@ class Going:
     Attributes:
         sets: what the call may set, and what the caller has bound anew since the ranks had it.
         values: the names, when it is packed.
+        objects: what the ranks have of the values.
     """
 
     def __init__(self, names: Names, number: int, sets: Sets) -> None:
         self.sets = sets
         self.values: dict[str, Any] = {}
+        self.objects = names.objects
         self._names = names
         self._number = number
+        self._apart = False
         self._looked: set[str] = set()
         self._lacking: dict[str, Any] = {}
 
@@ -121,6 +132,9 @@ class Going:
 
         What these are read in turn is added if the ranks lack it.
         """
+        if self._apart:
+            reached.clear()
+            return
         self._names.sent(globals_of(function))
         theirs = [name for name in reached if self._names.are_current(name, reached[name])]
         for name in theirs:
@@ -129,6 +143,15 @@ class Going:
             self._look_through(theirs)
             reached.update(self._lacking)  # pickled once, however often it is named
         self.values.update(reached)
+
+    @contextmanager
+    def without_names(self) -> Iterator[None]:
+        """Let functions be packed by themselves: what they read travels beside them."""
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
 
     def _look_through(self, names: Iterable[str]) -> None:
         """Find what is read by what the ranks have, and they have not."""
@@ -147,9 +170,10 @@ class Going:
         """Note that the ranks will have them: calls are run in their order."""
         self._names.have(self.values)
 
-    def ended(self, names: Iterable[str]) -> None:
-        """Note that the ranks have had the call, and have set these names in it."""
+    def ended(self, names: Iterable[str], dropped: Iterable[Span]) -> None:
+        """Note that the ranks have had the call: which names they have set, what they dropped."""
         self._names.have_set(names, self._number)
+        self.objects.dropped(dropped)
 
     def lost(self) -> None:
         """Note that the call never arrived."""

@@ -10,7 +10,7 @@ import io
 import pickle
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
@@ -127,6 +127,54 @@ class DillPickler(CallPickler):
 
             return dill.loads, (dill.dumps(obj),)
         return NotImplemented
+
+
+References: TypeAlias = "dict[int, tuple[Any, ...]]"
+"""By id, what stands for an object that the ranks of a session have."""
+
+
+class Referring:
+    """Before a CallPickler: what the ranks have does not travel again.
+
+    Python code is asked for every number and string, which the C pickler otherwise does by itself;
+    it is used only where there is something that the ranks have.
+    """
+
+    def __init__(
+        self, file: io.BytesIO, keep: Keep, going: Going | None, references: References
+    ) -> None:
+        self._references = references
+        self.referred: dict[int, Any] = {}
+        """By id, the objects for which a reference was put."""
+        super().__init__(file, keep, going)  # type: ignore[call-arg]  # CallPickler's
+
+    def persistent_id(self, obj: Any) -> Any:
+        reference = self._references.get(id(obj))
+        if reference is not None:
+            self.referred[id(obj)] = obj
+        return reference
+
+
+class _ReferringCallPickler(Referring, CallPickler):
+    pass
+
+
+class _ReferringDillPickler(Referring, DillPickler):
+    pass
+
+
+def with_references(
+    kind: type[CallPickler],
+    file: io.BytesIO,
+    keep: Keep,
+    going: Going | None,
+    references: References | None,
+) -> CallPickler:
+    """Return a pickler of that kind; with references, one that lets them stand for objects."""
+    if not references:
+        return kind(file, keep, going)
+    referring = _ReferringDillPickler if kind is DillPickler else _ReferringCallPickler
+    return referring(file, keep, going, references)
 
 
 class _Globals(dict):  # type: ignore[type-arg]  # stands for a dict, holds but names

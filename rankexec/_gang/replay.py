@@ -17,31 +17,50 @@ from functools import partial
 from typing import Any
 
 from rankexec._gang.names import Going
-from rankexec._gang.picklers import CallPickler, DillPickler, Keep
+from rankexec._gang.picklers import (
+    CallPickler,
+    DillPickler,
+    Keep,
+    References,
+    Referring,
+    with_references,
+)
 
 __all__ = ("Dumper", "Frame", "Replay", "find_refused", "second_attempt")
 
-Dumper = Callable[[io.BytesIO, Keep, Any], None]
+Dumper = Callable[[io.BytesIO, Keep, Any], Any]
+"""Pickles a value, and returns the pickler that has done it."""
 
 # The standard library's pickler in Python takes no C stack from 3.11 on, and before that little;
 # but user code that recurses without end may, up to 1 KiB a frame. 3.12 limits that by itself.
 DEEPEST = 20_000 if sys.version_info >= (3, 12) else 6_000
 
 
-def second_attempt(going: Going | None, error: Exception) -> Dumper:
+def second_attempt(
+    going: Going | None, error: Exception, references: References | None = None
+) -> Dumper:
     """Return what may pickle a call after the C pickler has failed with `error`."""
     deep = isinstance(error.__cause__, RecursionError)
-    return partial(_dump_deep if deep else _dump_with_dill, going)
+    return partial(_dump_deep if deep else _dump_with_dill, going, references)
 
 
-def _dump_with_dill(going: Going | None, file: io.BytesIO, keep: Keep, value: Any) -> None:
-    DillPickler(file, keep, going).dump(value)
+def _dump_with_dill(
+    going: Going | None, references: References | None, file: io.BytesIO, keep: Keep, value: Any
+) -> Any:
+    pickler = with_references(DillPickler, file, keep, going, references)
+    pickler.dump(value)
+    return pickler
 
 
-def _dump_deep(going: Going | None, file: io.BytesIO, keep: Keep, value: Any) -> None:
+def _dump_deep(
+    going: Going | None, references: References | None, file: io.BytesIO, keep: Keep, value: Any
+) -> Any:
     """Pickle with a higher limit: the C pickler has a fixed one (3.12) or fills the C stack."""
+    reducing = with_references(CallPickler, io.BytesIO(), keep, going, references)
     with _deep():
-        Replay(file, CallPickler(io.BytesIO(), keep, going), keep).dump(value)
+        replay = Replay(file, reducing, keep)
+        replay.dump(value)
+    return replay
 
 
 _deepening = threading.RLock()
@@ -69,6 +88,8 @@ class Replay(_Standard):  # type: ignore[misc]  # see above
         super().__init__(file, 5, buffer_callback=keep)
         self.reducer_override = reducing.reducer_override
         self.dispatch_table = reducing.dispatch_table
+        if isinstance(reducing, Referring):
+            self.persistent_id, self.referred = reducing.persistent_id, reducing.referred
 
         def save_reduce(*args: Any, obj: Any) -> None:
             _Standard.save_reduce(self, *args, obj=obj)

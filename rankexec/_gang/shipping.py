@@ -10,6 +10,7 @@ from rankexec._gang.call import Call
 from rankexec._gang.modules import registered
 from rankexec._gang.names import Going
 from rankexec._gang.naming import name_of, place
+from rankexec._gang.owned import pack_owned
 from rankexec._gang.replay import find_refused
 from rankexec._gang.wire import Packed, pack
 from rankexec.errors import NotShippable
@@ -33,7 +34,7 @@ def pack_call(
     """
     with registered(by_value):
         try:
-            return pack(call, going)
+            return pack(call) if going is None else pack_owned(call, going)
         except MemoryError:
             raise
         except Exception as error:  # pickling runs the user's __reduce__, which may raise anything

@@ -63,7 +63,7 @@ class Standing:
     """
 
     def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
-        self.names = Names()
+        self.names = Names(settings.world_size - (settings.caller_rank is not None))
         self.infos: list[RankInfo] = []
         self.futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._stuck: list[int] = []
@@ -198,7 +198,7 @@ class Standing:
         if job is not None and (going := job.going) is not None:
             if not gang.began:
                 going.lost()
-            going.ended(gang.bound)
+            going.ended(gang.bound, gang.dropped)
         if gang.verdict is None and gang.cause is None:
             return
         self._entered = False

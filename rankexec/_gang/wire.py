@@ -15,11 +15,10 @@ from typing import Any
 import cloudpickle
 
 from rankexec._gang import sockets
-from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
 from rankexec._gang.replay import Dumper, second_attempt
 
-__all__ = ("Packed", "pack", "pack_result", "unpack")
+__all__ = ("Dumped", "Packed", "dump", "pack", "pack_result", "unpack")
 
 INLINE_LIMIT = 8 * 1024
 """Bytes up to which a payload travels inside its message: far below a socket's buffer."""
@@ -39,6 +38,8 @@ class Packed:
     stream: bytes
     sections: tuple[tuple[int, int], ...] = ()
     fd: int | None = None
+    first: int = 0
+    """In a session, the number of the first object that it brings."""
 
     def close(self) -> None:
         """Give the file back. Nothing else needs to be done: the file has no name."""
@@ -47,16 +48,32 @@ class Packed:
             self.fd = None
 
 
-def pack(value: Any, going: Going | None = None) -> Packed:
+Make = Callable[[io.BytesIO, Keep], cloudpickle.Pickler]
+
+
+@dataclass
+class Dumped:
+    """A pickled value that is in no file yet, and the pickler that has made it."""
+
+    stream: io.BytesIO
+    kept: list[memoryview]
+    pickler: Any
+
+    def packed(self, *, inline: bool = False, first: int = 0) -> Packed:
+        """Return it ready to be sent; with `inline`, in no file."""
+        if inline or (not self.kept and self.stream.tell() <= INLINE_LIMIT):
+            return Packed(self.stream.getvalue(), first=first)
+        packed = _in_file([self.stream.getbuffer(), *self.kept])
+        packed.first = first
+        return packed
+
+
+def pack(value: Any) -> Packed:
     """Pickle what goes from the caller to its ranks; functions of `__main__` keep living there.
 
     Raises whatever pickling raises; the caller of `pack` knows what to name.
     """
-
-    def make(file: io.BytesIO, keep: Keep) -> cloudpickle.Pickler:
-        return CallPickler(file, keep, going)
-
-    return _pack(value, make, again=partial(second_attempt, going))
+    return dump(value, CallPickler, again=partial(second_attempt, None)).packed()
 
 
 def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) -> Packed:
@@ -67,32 +84,49 @@ def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) 
     """
     if value is None:  # most ranks are asked for nothing; a pickler's first use touches many pages
         return Packed(_NONE)
-
-    def make(file: io.BytesIO, keep: Keep) -> cloudpickle.Pickler:
-        return ResultPickler(file, keep, of_caller)
-
-    return _pack(value, make, inline=inline)
+    make = partial(ResultPickler, of_caller=of_caller)
+    return dump(value, make, inline=inline).packed(inline=inline)
 
 
-def unpack(packed: Packed) -> Any:
-    """Return the value. Large buffers are mapped privately: writable, and seen by nobody else."""
+Load = Callable[[Any, list[memoryview]], Any]
+
+
+def _load(stream: Any, buffers: list[memoryview]) -> Any:
+    return pickle.loads(stream, buffers=buffers)
+
+
+def unpack(packed: Packed, load: Load = _load) -> Any:
+    """Return the value. Large buffers are mapped privately: writable, and seen by nobody else.
+
+    Args:
+        packed: what was packed.
+        load: unpickles a stream, with its buffers.
+    """
     if packed.fd is None:
-        return pickle.loads(packed.stream)
+        return load(packed.stream, [])
     size = max(offset + length for offset, length in packed.sections)
     mapped = mmap.mmap(
         packed.fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
     )
     views = [memoryview(mapped)[at : at + length] for at, length in packed.sections]
-    return pickle.loads(views[0], buffers=views[1:])
+    return load(views[0], views[1:])
 
 
-def _pack(
+def dump(
     value: Any,
-    make: Callable[[io.BytesIO, Keep], cloudpickle.Pickler],
+    make: Make,
     *,
     inline: bool = False,
     again: Callable[[Exception], Dumper] | None = None,
-) -> Packed:
+) -> Dumped:
+    """Pickle a value, its large buffers apart.
+
+    Args:
+        value: the value.
+        make: makes the pickler.
+        inline: whether all of it stays in the stream.
+        again: what may pickle it when that pickler has failed.
+    """
     kept: list[memoryview] = []
     inline = inline or not sockets.PASSES_FILES  # then all travels inside the message
 
@@ -108,17 +142,16 @@ def _pack(
         return False
 
     stream = io.BytesIO()
+    pickler: Any = make(stream, keep)
     try:
-        make(stream, keep).dump(value)
+        pickler.dump(value)
     except (TypeError, pickle.PicklingError, AttributeError) as error:
         if again is None:
             raise
         kept.clear()
         stream = io.BytesIO()
-        again(error)(stream, keep, value)
-    if inline or (not kept and stream.tell() <= INLINE_LIMIT):
-        return Packed(stream.getvalue())
-    return _in_file([stream.getbuffer(), *kept])
+        pickler = again(error)(stream, keep, value)
+    return Dumped(stream, kept, pickler)
 
 
 def _in_file(parts: list[memoryview]) -> Packed:

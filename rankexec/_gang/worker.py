@@ -11,9 +11,9 @@ wants_value, stage), packed call), then "go" when all ranks are ready; "halt" br
 session off; "leave", or the end of the connection.
 To the caller: ("ready", (info, None)); from inside the context ("returned", (info, when), packed
 value) or ("raised", (info, None), packed description), in a session ("refused", ...) for a value
-that cannot travel; at last ("left", (info, bound), packed description or None), with the names that
-the call of a session has bound. A call that does not unpack has raised without having been ready;
-one that was broken off has only left.
+that cannot travel; at last ("left", (info, (bound, dropped)), packed description or None): of a
+session, the names that the call has bound, and the objects that the rank has no longer. A call that
+does not unpack has raised without having been ready; one that was broken off has only left.
 
 A fork of the guardian begins with `serve`, and is told its environment; else that is None.
 """
