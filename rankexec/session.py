@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture
-from rankexec._gang.call import NOTHING, Call, RankInfo, Sets
+from rankexec._gang.call import Call, RankInfo
 from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
 from rankexec._gang.run import Job, run_here
+from rankexec._gang.sets import NOTHING, Sets
 from rankexec._map import LazyMap, run_ahead
 from rankexec._notebook.cell import Source, run_source
 from rankexec._settings import Settings
@@ -126,11 +127,16 @@ class Session(Executor):
         """Set names in every rank's namespace, the caller's own `__main__` included if it has one.
 
         Args:
-            **names: the values; children get copies.
+            **names: the values; children get copies, but for what they have already.
 
         Raises:
             NotShippable: a value cannot travel.
+
+        Warns:
+            RuntimeWarning: the ranks have this very value under this name: what the caller has
+                changed in it does not travel. Push a copy.
         """
+        self._open.standing.names.warn_of_theirs(names)
         self.submit(set_in_main, names).result()
         self._open.standing.names.are_theirs(names)
 

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from rankexec._gang.call import NOTHING
 from rankexec._gang.names import Names
+from rankexec._gang.sets import NOTHING
 
 
 def travels(names: Names, *reads: str) -> dict[str, object]:

@@ -478,7 +478,7 @@ def test_names_that_a_call_would_have_set(tmp_path, caller_rank):
     """It has not begun, as one rank could not unpack it: they are the caller's."""
     body = """\
     import os
-    from rankexec._gang.call import Sets
+    from rankexec._gang.sets import Sets
 
     def unpacked():
         if os.environ["RANK"] == "1":

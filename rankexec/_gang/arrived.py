@@ -10,10 +10,23 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from rankexec._gang.identity import Held, Way, find, met, nobody_else_holds
-from rankexec._gang.travelled import Reference, Span
+from rankexec._gang.identity import (
+    Held,
+    Number,
+    Way,
+    alike,
+    below,
+    find,
+    met,
+    nobody_else_holds,
+    walk,
+)
+from rankexec._gang.known import Below, InMain, Reference, Weak
+from rankexec._gang.modules import main_namespace
+from rankexec._gang.travelled import Span
 
 __all__ = ("Arrived", "Spare")
 
@@ -24,48 +37,73 @@ class Spare(NamedTuple):
     stream: bytes
     """Of their list."""
     buffers: tuple[Any, ...]
-    numbers: tuple[tuple[int, int], ...]
+    numbers: tuple[tuple[int, Number], ...]
     """Of what is in the stream and has travelled before: its number in the memo, and its own."""
     what: str
     """For the error: what it is."""
-
-
-class _Weak(weakref.ref):  # type: ignore[type-arg]  # of anything
-    __slots__ = ("number",)
-    number: int
 
 
 class Arrived:
     """The objects that have come, as long as anything in this process refers to them."""
 
     def __init__(self) -> None:
-        self._own: dict[int, _Weak | Held] = {}
-        self._held: dict[int, Held] = {}
+        self._own: dict[Number, Weak | Held | InMain | Below] = {}
+        self._held: dict[Number, Held] = {}
+        self._in_main: dict[Number, InMain] = {}
+        self._looked = 0
+        """How many of these there were when it was looked for those that are gone."""
         self._dropped: list[int] = []
-        self._young: list[int] = []
+        self._young: list[Number] = []
         """What the present call has brought."""
+        self._first = 0
 
     def load(self, stream: Any, buffers: Iterable[Any], first: int) -> Any:
         """Return what a call's stream holds, whose objects are numbered from `first` on."""
+        self._first = first
         unpickler = _Unpickler(self, stream, buffers)
         value = unpickler.load()
-        self._take(unpickler, lambda number: first + number)
+        self._take(unpickler.memo.copy().items(), lambda place: first + place)
         return value
 
-    def _take(self, unpickler: _Unpickler, number_of: Callable[[int], int | None]) -> None:
-        found = met(unpickler.memo.copy().items())
+    def made(self, names: Iterable[str]) -> dict[str, int]:
+        """Number what the present call has bound to these names; return what is `alike` of each."""
+        first, main = self._first, main_namespace()
+        signs = {}
+        for name in names:
+            if found := walk(main.get(name)):
+                signs[name] = alike(found)
+                self._take(enumerate(found), partial(_place, first, name))
+        return signs
+
+    def _take(
+        self, objects: Iterable[tuple[int, Any]], number_of: Callable[[int], Number | None]
+    ) -> None:
+        found = met(objects)
         for place, obj in found.weak:
             if (number := number_of(place)) is not None:
-                weak = _Weak(obj, _dropping(self._own, self._dropped))
+                weak = Weak(obj, _dropping(self._own, self._dropped))
                 weak.number = number
                 self._own[number] = weak
                 self._young.append(number)
-        for place, obj in found.loose:
+        loose = {id(obj): (place, obj) for place, obj in found.loose}
+        for (place, obj), path in below(_holding(loose), loose):
+            if (number := number_of(place)) is not None:
+                self._own[number] = self._in_main[number] = InMain(obj, path)
+        for place, obj in loose.values():
             if (number := number_of(place)) is not None:
                 self._own[number] = self._held[number] = Held(obj)
                 self._young.append(number)
+        self._forget_replaced()
 
-    def has(self, number: int) -> bool:
+    def _forget_replaced(self) -> None:
+        """Forget lists and dicts that are no longer where they were, when there are many."""
+        if len(self._in_main) > 2 * self._looked + _FEW:
+            for number, known in list(self._in_main.items()):
+                if known() is None:
+                    del self._in_main[number], self._own[number]
+            self._looked = len(self._in_main)
+
+    def has(self, number: Number) -> bool:
         """Return whether the object with that number is there."""
         return self._find(Reference(number)) is not None
 
@@ -80,14 +118,21 @@ class Arrived:
         Raises:
             RuntimeError: some of it is here: with the rest it would be there twice.
         """
-        if any(self.has(number) for _, number in spare.numbers):
+        gone = [number for _, number in spare.numbers if not self.has(number)]
+        if len(gone) < len(spare.numbers):
+            for number in gone:
+                _drop(number, self._dropped)
             raise RuntimeError(
                 f"{spare.what} was let go on this rank by a call that ran before, but not all that "
                 f"belongs to it; wait for that call's result before you submit the next one"
             )
         unpickler = _Unpickler(self, spare.stream, spare.buffers)
         value: list[Any] = unpickler.load()
-        self._take(unpickler, dict(spare.numbers).get)
+        memo, number_of = unpickler.memo.copy(), dict(spare.numbers).get
+        self._take(memo.items(), number_of)
+        for place, _, way in met(memo.items()).below:
+            if (part := number_of(place)) is not None:
+                self._own[part] = Below(weakref.ref(way.owner), way.path)
         return value
 
     def dropped(self, *, collect: bool) -> list[Span]:
@@ -109,19 +154,37 @@ class Arrived:
         while alone := nobody_else_holds(self._held):
             for number in alone:
                 del self._held[number], self._own[number]
-            self._dropped.extend(alone)
+                _drop(number, self._dropped)
 
 
-def _dropping(own: dict[int, Any], dropped: list[int]) -> Callable[[Any], None]:
-    def drop(weak: _Weak) -> None:
+_FEW = 100
+
+
+def _holding(loose: dict[int, Any]) -> dict[str, Any]:
+    """Return those names of `__main__` whose values are among these."""
+    main = list(main_namespace().items()) if loose else ()
+    return {name: value for name, value in main if id(value) in loose}
+
+
+def _place(first: int, name: str, place: int) -> Number:
+    return first, name, place
+
+
+def _dropping(own: dict[Number, Any], dropped: list[int]) -> Callable[[Any], None]:
+    def drop(weak: Weak) -> None:
         if weak.number in own and own[weak.number] is weak:
             del own[weak.number]
-            dropped.append(weak.number)
+            _drop(weak.number, dropped)
 
     return drop
 
 
-def _spans(numbers: Sequence[int], kept: dict[int, Any]) -> list[Span]:
+def _drop(number: Number, dropped: list[int]) -> None:
+    if isinstance(number, int):  # of what a rank has made the caller's own tells
+        dropped.append(number)
+
+
+def _spans(numbers: Sequence[int], kept: dict[Number, Any]) -> list[Span]:
     """Return sorted numbers as few spans; numbers that nobody has may be in them."""
     spans: list[Span] = []
     start = stop = -1
@@ -152,6 +215,12 @@ class _Unpickler(pickle.Unpickler):
         found = self._arrived._find(Reference(number, path))
         if found is not None:
             return found
+        if spare is None:
+            _drop(number, self._arrived._dropped)
+            raise RuntimeError(
+                "an object that has travelled before is no longer on this rank, and as it is now "
+                "in the caller it cannot travel"
+            )
         if id(spare) not in self._spares:
             self._spares[id(spare)] = spare, self._arrived.unpack(spare)
         return self._spares[id(spare)][1][place]

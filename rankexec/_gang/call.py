@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from rankexec._gang.schedules import Amendment
 from rankexec._torch import peak_gpu_memory
 
 __all__ = (
-    "NOTHING",
     "Call",
     "Died",
     "Outcome",
@@ -23,7 +23,6 @@ __all__ = (
     "RankInfo",
     "Returned",
     "Seat",
-    "Sets",
     "Stage",
     "inside_rank",
     "make_context",
@@ -69,23 +68,6 @@ class Seat:
         return {**own, **self.variables}
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The names of `__main__` that a call sets, as far as its code tells."""
-
-    certain: frozenset[str] = frozenset()
-    """All of these, if it does not fail."""
-    possible: frozenset[str] = frozenset()
-    """Perhaps these, which are more."""
-
-    def also(self, names: Iterable[str]) -> Sets:
-        """Return the same with these, which it may set."""
-        return replace(self, possible=self.possible.union(names))
-
-
-NOTHING = Sets()
-
-
 @dataclass
 class Call:
     """What every rank of a gang runs."""
@@ -97,6 +79,8 @@ class Call:
     """A context manager, or a callable without arguments that makes one, or None."""
     needed: dict[str, Any] = field(default_factory=dict)
     """Names to set in the rank's `__main__` (`need=`)."""
+    amendments: list[Amendment] = field(default_factory=list)
+    """What the caller's schedulers have set in optimizers that the ranks of a session have."""
 
 
 @dataclass

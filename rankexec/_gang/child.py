@@ -9,14 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rankexec._gang import frameworks, namespace, outcomes, output, tensors
+from rankexec._gang import frameworks, namespace, outcomes, output, schedules, tensors
 from rankexec._gang.bound import Bound, values_of
 from rankexec._gang.breaking import Breakable, GangEnded
-from rankexec._gang.call import Call, RankInfo, Seat, Sets, Stage, make_context, perform
+from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.held import Ear
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
-from rankexec._gang.travelled import Span
+from rankexec._gang.sets import Kept, Sets
 from rankexec._gang.wire import Packed, pack_result, unpack
 from rankexec.errors import NotShippable
 
@@ -104,11 +104,13 @@ class ChildRank:
             self._channel.send("returned", (self._info, when), packed)
             packed.close()
 
-    def _kept(self) -> tuple[list[str], list[Span]]:
-        """Return, in a session, the names that are bound, and the numbers of what is dropped."""
+    def _kept(self) -> Kept:
+        """Return, in a session, what this rank has since the call."""
         if self._ear is None:
-            return [], []
-        return self._names_bound(), self._ear.arrived.dropped(collect=self._arguments)
+            return Kept()
+        arrived, bound = self._ear.arrived, self._names_bound()
+        signs = arrived.made(bound) if self._sets.in_caller else {}
+        return Kept(bound, signs, arrived.dropped(collect=self._arguments))
 
     def _names_bound(self) -> list[str]:
         """Return the names that the call has bound in `__main__`."""
@@ -138,13 +140,14 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
     if packed is None:
         raise EOFError("a call came without its content")
     try:
-        if ear is None:
+        if ear is None or packed.first is None:
             call: Call = unpack(packed)
         else:
             call = unpack(packed, partial(ear.arrived.load, first=packed.first))
     finally:
         packed.close()
     namespace.set_in_main(call.needed)
+    schedules.amend(call.amendments)
     return call
 
 

@@ -21,6 +21,7 @@ from rankexec._gang.interrupts import Interrupts
 from rankexec._gang.members import Member
 from rankexec._gang.outcomes import Outcomes, describe
 from rankexec._gang.plan import Plan
+from rankexec._gang.sets import Kept
 from rankexec._gang.wire import Packed, unpack
 from rankexec.errors import GangTimeout, LauncherDied
 from rankexec.launchers import Ended
@@ -40,8 +41,7 @@ class Gang:
         caller_value, caller_error: what the caller's rank returned or raised.
         stuck: of a session, the children that could not be broken off.
         began: whether every rank had unpacked the call.
-        bound: of a session, the names that children have bound.
-        dropped: of a session, which objects children have no longer, by all of them.
+        kept: of a session, what children have said that they have.
         crew: its child processes.
     """
 
@@ -59,8 +59,7 @@ class Gang:
         self.caller_value: Any = None
         self.caller_error: BaseException | None = None
         self.began = False
-        self.bound: set[str] = set()
-        self.dropped: list[tuple[int, int]] = []
+        self.kept: list[Kept] = []
         self.crew = crew
         self._loop = crew.loop
         self._plan = plan
@@ -180,9 +179,7 @@ class Gang:
         elif kind == "raised" and packed is not None:
             self._take(_unpack_raised(packed))
         elif kind == "left":
-            bound, dropped = more
-            self.bound.update(bound)
-            self.dropped += dropped
+            self.kept.append(more)
             if packed is not None:
                 self._take(_unpack_raised(packed))
             member.read_output()

@@ -10,14 +10,35 @@ seen that nobody else does.
 from __future__ import annotations
 
 import enum
+import sys
 import types
-from collections.abc import Iterable, Iterator
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
 from sys import getrefcount
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ("Held", "Met", "Path", "Way", "find", "met", "nobody_else_holds")
+__all__ = (
+    "Held",
+    "Met",
+    "Number",
+    "Path",
+    "Way",
+    "alike",
+    "below",
+    "find",
+    "find_in",
+    "met",
+    "nobody_else_holds",
+    "walk",
+)
+
+Key = TypeVar("Key")
+Number: TypeAlias = "int | tuple[int, str, int]"
+"""Of an object. Of one that ranks have made: the call's, the name that has it, and its place."""
 
 Path: TypeAlias = "tuple[str | int, ...]"
 """From an object's attribute to what is below it: keys that are strings, else positions."""
@@ -37,7 +58,7 @@ class Met(NamedTuple):
     """What can be referred to weakly."""
     loose: list[tuple[int, Any]]
     """What cannot, and is below nothing that can."""
-    below: list[tuple[Any, Way]]
+    below: list[tuple[int, Any, Way]]
     """What cannot, but is below something that can."""
 
 
@@ -73,10 +94,8 @@ def met(memo: Iterable[tuple[int, Any]]) -> Met:
     for _, own in attributes:  # pickled apart from their object, and part of it
         loose.pop(id(own), None)
     for owner, own in attributes:
-        if not loose:
-            break
-        for obj, path in _below(own, loose):
-            found.below.append((obj, Way(owner, path)))
+        for (number, obj), path in below(own, loose):
+            found.below.append((number, obj, Way(owner, path)))
     found.loose.extend(loose.values())
     return found
 
@@ -94,7 +113,7 @@ def _has_weak_references(kind: type) -> bool | None:
 
 _COLLECTED = 1 << 14
 _UNCHANGING = (
-    type, tuple, frozenset, str, bytes, int, float, complex, slice, enum.Enum, property,
+    type, type(None), tuple, frozenset, str, bytes, int, float, complex, slice, enum.Enum, property,
     staticmethod, classmethod, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     types.CodeType, types.ModuleType, types.MappingProxyType, types.GenericAlias,
 )  # fmt: skip
@@ -113,15 +132,19 @@ _MANY = 1000
 """Items of a container in which others are looked for."""
 
 
-def _below(own: dict[str, Any], loose: dict[int, tuple[int, Any]]) -> Iterator[tuple[Any, Path]]:
-    """Yield, and take out of `loose`, what is below an object's attributes, and the way there."""
+def below(own: dict[str, Any], loose: dict[int, tuple[Any, Any]]) -> Iterator[tuple[Any, Path]]:
+    """Yield what is below attributes or names, and the way there; take it out of `loose`.
+
+    Args:
+        own: attributes of an object, or names.
+        loose: by id, what is looked for: anything, and the object.
+    """
     waiting: list[tuple[Any, Path]] = [(own, ())]
-    while waiting:
+    while loose and waiting:
         container, path = waiting.pop()
         for step, item in _items(container):
             if id(item) in loose:
-                del loose[id(item)]
-                yield item, (*path, step)
+                yield loose.pop(id(item)), (*path, step)
                 waiting.append((item, (*path, step)))
 
 
@@ -135,9 +158,13 @@ def _items(container: Any) -> Iterator[tuple[str | int, Any]]:
 
 def find(way: Way) -> Any:
     """Return what is at the end of a way just now; None if there is nothing."""
-    here: Any = _attributes(way.owner)
+    return find_in(_attributes(way.owner), way.path)
+
+
+def find_in(here: Any, path: Path) -> Any:
+    """Return what is below attributes or names; None if there is nothing."""
     try:
-        for step in way.path:
+        for step in path:
             if isinstance(here, dict):
                 here = here[step] if isinstance(step, str) else _at(here, step)
             else:
@@ -151,7 +178,50 @@ def _at(items: dict[Any, Any], place: int) -> Any:
     return next(islice(dict.values(items), place, None))
 
 
-def nobody_else_holds(held: dict[int, Held]) -> list[int]:
+# --- what the ranks have made, each its own ---
+
+_MOST = 10_000
+"""Objects that are looked at for one name."""
+
+
+def walk(value: Any) -> list[Any]:
+    """Return what can be changed of a value and of what is below it, in an order that is its own.
+
+    Nothing of the user's runs, as it would in a pickler.
+    """
+    found: list[Any] = []
+    seen: dict[int, Any] = {}
+    waiting = deque([value])
+    while waiting and len(found) < _MOST:
+        obj = waiting.popleft()
+        if id(obj) in seen or (isinstance(obj, _UNCHANGING) and not isinstance(obj, tuple)):
+            continue
+        seen[id(obj)] = obj
+        found.append(obj)
+        waiting.extend(_inner(obj))
+    return found
+
+
+def _inner(obj: Any) -> Iterable[Any]:
+    if isinstance(obj, tuple):
+        return tuple.__iter__(obj)
+    if isinstance(obj, (dict, list)):
+        return (item for _, item in _items(obj))
+    tensor: Any = getattr(sys.modules.get("torch"), "Tensor", ())
+    inner = list((_attributes(obj) or {}).values())
+    if isinstance(obj, tensor):
+        with suppress(Exception):  # there are tensors without
+            inner.append(tensor.untyped_storage(obj))
+    return inner
+
+
+def alike(found: Iterable[Any]) -> int:
+    """Return a number by which two ranks see whether they have walked the same way."""
+    kinds = (f"{type(obj).__module__}.{type(obj).__qualname__}" for obj in found)
+    return zlib.crc32("\n".join(kinds).encode())
+
+
+def nobody_else_holds(held: Mapping[Key, Held]) -> list[Key]:
     """Return the keys of those objects that are held here alone; call it until there are none."""
     counts = map(getrefcount, map(_object, held.values()))
     return [key for key, count in zip(held, counts, strict=True) if count <= _ALONE]

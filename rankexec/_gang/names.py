@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from rankexec._gang.bound import Bound, Values, values_of
-from rankexec._gang.call import Sets
 from rankexec._gang.dynamic import globals_of
 from rankexec._gang.modules import main_namespace
+from rankexec._gang.output import warn
 from rankexec._gang.reading import names_read_by
-from rankexec._gang.travelled import Span, Travelled
+from rankexec._gang.sets import Kept, Sets
+from rankexec._gang.travelled import Travelled
 
 __all__ = ("Going", "Names")
 
@@ -25,14 +27,16 @@ class Names:
     what the ranks have made of it.
 
     Args:
-        children: how many ranks the names travel to.
+        world_size: how many ranks there are.
+        caller_rank: which of them is the caller, and sets the same names.
 
     Attributes:
         objects: what the ranks have of the values.
     """
 
-    def __init__(self, children: int = 0) -> None:
-        self.objects = Travelled(children)
+    def __init__(self, world_size: int = 1, caller_rank: int | None = None) -> None:
+        self._in_caller = caller_rank is not None
+        self.objects = Travelled(world_size - self._in_caller)
         self._theirs = Values()
         """What the ranks have, with the caller's value when they got or set it."""
         self._reads: dict[str, set[str]] = {}
@@ -51,7 +55,8 @@ class Names:
             self._theirs.forget(name)
             if name in main:
                 self._anew[name] = self._calls
-        return Going(self, self._calls, sets.also(self._anew))
+        sets = replace(sets.also(self._anew), in_caller=self._in_caller)
+        return Going(self, self._calls, sets)
 
     def are_current(self, name: str, value: Any) -> bool:
         """Return whether the ranks have the name, and this is still the caller's value of it."""
@@ -74,8 +79,17 @@ class Names:
         unknown = [name for name in names if name not in self._theirs]
         self.are_theirs(name for name in unknown if self._anew.get(name, 0) <= number)
 
+    def warn_of_theirs(self, names: dict[str, Any]) -> None:
+        """Warn of names that are pushed with values that the ranks have."""
+        for name, value in names.items():
+            if self.are_current(name, value) and self.objects.has(value):
+                warn(
+                    f"the ranks have {name!r} already, and keep it as it is there: what was "
+                    f"changed in the caller's stays the caller's; push a copy of it"
+                )
+
     @contextmanager
-    def following(self, sets: Sets) -> Iterator[None]:
+    def following(self, sets: Sets, going: Going | None) -> Iterator[None]:
         """Span a call in the caller's own rank: what it sets there does not travel.
 
         That is new names, what may be among `sets`, and those that the ranks have.
@@ -85,7 +99,10 @@ class Names:
         try:
             yield
         finally:
-            self.are_theirs([*bound.names(), *(set(self._theirs.changed()) - before)])
+            names = [*bound.names(), *(set(self._theirs.changed()) - before)]
+            self.are_theirs(names)
+            if going is not None:
+                going.made(names)
 
     def read_by(self, name: str, value: Any) -> set[str]:
         """Return what this value, which the ranks have, reads; it is looked for once."""
@@ -115,14 +132,18 @@ class Going:
         sets: what the call may set, and what the caller has bound anew since the ranks had it.
         values: the names, when it is packed.
         objects: what the ranks have of the values.
+        first: the number of the first object that travels, when it is packed.
+        number: of the call, among those of the session.
     """
 
     def __init__(self, names: Names, number: int, sets: Sets) -> None:
         self.sets = sets
         self.values: dict[str, Any] = {}
         self.objects = names.objects
+        self.first = 0
         self._names = names
-        self._number = number
+        self.number = number
+        self._kept: Sequence[Kept] = ()
         self._apart = False
         self._looked: set[str] = set()
         self._lacking: dict[str, Any] = {}
@@ -170,10 +191,22 @@ class Going:
         """Note that the ranks will have them: calls are run in their order."""
         self._names.have(self.values)
 
-    def ended(self, names: Iterable[str], dropped: Iterable[Span]) -> None:
-        """Note that the ranks have had the call: which names they have set, what they dropped."""
-        self._names.have_set(names, self._number)
-        self.objects.dropped(dropped)
+    def ended(self, kept: Sequence[Kept]) -> None:
+        """Note that the ranks have had the call, and what the children have since."""
+        self._kept = kept
+        names = dict.fromkeys(name for child in kept for name in child.bound)
+        self._names.have_set(names, self.number)
+        for child in kept:
+            self.objects.dropped(child.dropped, self.number)
+        if self.sets.in_caller:
+            self.objects.optimizers.note_again()
+
+    def made(self, names: Iterable[str]) -> None:
+        """Note that the caller's rank has bound these, as the children have theirs."""
+        for name, value in values_of(names):
+            theirs = [child.signs.get(name) for child in self._kept]
+            if any(sign is not None for sign in theirs):
+                self.objects.made(self.first, name, value, theirs, self.number)
 
     def lost(self) -> None:
         """Note that the call never arrived."""

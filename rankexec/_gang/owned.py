@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from rankexec._gang.arrived import Spare
 from rankexec._gang.call import Call
+from rankexec._gang.identity import Number
+from rankexec._gang.known import Reference
 from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, References, with_references
 from rankexec._gang.replay import second_attempt
-from rankexec._gang.travelled import Reference
+from rankexec._gang.travelled import Memo
 from rankexec._gang.wire import Dumped, Packed, dump
 
 __all__ = ("pack_owned",)
@@ -28,7 +30,8 @@ def pack_owned(call: Call, going: Going) -> Packed:
     objects = going.objects
     objects.forget_unheld()
     dumped = _with_references(call, going)
-    packed = dumped.packed(first=objects.note(dumped.pickler.memo.copy()))
+    going.first = objects.note(dumped.pickler.memo.copy(), going.number)
+    packed = dumped.packed(first=going.first)
     del dumped  # it holds what was made only to be pickled
     objects.forget_unheld()
     return packed
@@ -41,10 +44,13 @@ def _with_references(call: Call, going: Going) -> Dumped:
         if not (known := going.objects.all()):
             raise
     else:
-        if not (known := going.objects.among(dumped.pickler.memo.copy())):
+        memo: Memo = dumped.pickler.memo.copy()
+        if not (known := going.objects.among(memo)):
             return dumped
         # Names that are read only by what the ranks have would be left out with it.
-        call = replace(call, needed={**going.values, **call.needed})
+        needed = {**going.values, **call.needed}
+        amendments = going.objects.optimizers.amendments(obj for _, obj in memo.values())
+        call = replace(call, needed=needed, amendments=amendments)
     bare: References = {key: (*reference, None, 0) for key, reference in known.items()}
     referred = _dump(call, going, bare).pickler.referred
     with going.without_names():
@@ -62,7 +68,7 @@ class _Group(NamedTuple):
     """Objects, by id, that have something below them in common, and the numbers of all that."""
 
     objects: dict[int, Any]
-    numbers: set[int]
+    numbers: set[Number]
 
 
 def _with_spares(known: dict[int, Reference], referred: dict[int, Any], going: Going) -> References:
@@ -70,6 +76,8 @@ def _with_spares(known: dict[int, Reference], referred: dict[int, Any], going: G
     references: References = {}
     for group in _belonging_together(referred, going):
         spare = _spare(list(group.objects.values()), going)
+        numbers = [known[key].number for key in group.objects]
+        going.objects.refer([*numbers, *(group.numbers if spare else ())], going.number)
         for place, key in enumerate(group.objects):
             references[key] = (*known[key], spare, place)
     return references

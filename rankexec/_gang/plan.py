@@ -14,8 +14,9 @@ import psutil
 from multiprocess import spawn
 
 from rankexec._checks import check_variables
-from rankexec._gang.call import NOTHING, RankInfo, Seat, Sets, Stage
+from rankexec._gang.call import RankInfo, Seat, Stage
 from rankexec._gang.restore import base_environment
+from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed
 from rankexec._settings import Settings

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from rankexec._future import RankedFuture
-from rankexec._gang.call import NOTHING, Call, Sets, Stage
+from rankexec._gang.call import Call, Stage
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
 from rankexec._gang.failures import result_of
@@ -22,6 +22,7 @@ from rankexec._gang.interrupts import Interrupts
 from rankexec._gang.names import Going
 from rankexec._gang.plan import Plan
 from rankexec._gang.restore import turn
+from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.shipping import pack_call
 from rankexec._gang.wire import Packed
 from rankexec._settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 
 from rankexec._future import RankedFuture
 from rankexec._gang import frameworks
-from rankexec._gang.call import NOTHING, Call, Raised, RankInfo, Stage, make_context
+from rankexec._gang.call import Call, Raised, RankInfo, Stage, make_context
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
 from rankexec._gang.gang import Gang
@@ -24,6 +24,7 @@ from rankexec._gang.output import warn
 from rankexec._gang.plan import Plan, prepare
 from rankexec._gang.restore import OwnGroup, as_before, turn
 from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
+from rankexec._gang.sets import NOTHING
 from rankexec._gang.watch import Watch
 from rankexec._settings import Settings
 from rankexec._slots import Slots
@@ -56,14 +57,14 @@ class Standing:
         launcher: what starts the children.
 
     Attributes:
-        names: which names of the caller's `__main__` the ranks have.
+        names: what of the caller's the ranks have.
         infos: the ranks, as the last call has seen them.
         futures: of the calls that its thread runs.
         watch: its thread.
     """
 
     def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
-        self.names = Names(settings.world_size - (settings.caller_rank is not None))
+        self.names = Names(settings.world_size, settings.caller_rank)
         self.infos: list[RankInfo] = []
         self.futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._stuck: list[int] = []
@@ -131,7 +132,11 @@ class Standing:
     @contextmanager
     def standing(self, job: Job) -> Iterator[None]:
         # What a framework keeps in this rank, it finds again in the next call.
-        with as_before(keep_group=True), frameworks.held(self._own), self.names.following(job.sets):
+        with (
+            as_before(keep_group=True),
+            frameworks.held(self._own),
+            self.names.following(job.sets, job.going),
+        ):
             try:
                 with self._own_group.noted():
                     yield
@@ -198,7 +203,7 @@ class Standing:
         if job is not None and (going := job.going) is not None:
             if not gang.began:
                 going.lost()
-            going.ended(gang.bound, gang.dropped)
+            going.ended(gang.kept)
         if gang.verdict is None and gang.cause is None:
             return
         self._entered = False
@@ -217,7 +222,8 @@ class Standing:
     ) -> Job:
         settings = replace(self._settings, timeout=timeout, gather=False)
         call = Call(set_in_main, (names or {},), {}, self._settings.ctx)
-        job = Job(call, settings, self, RankedFuture(), stage)
+        going = self.names.for_call(NOTHING) if names else None
+        job = Job(call, settings, self, RankedFuture(), stage, going)
         job.pack()
         return job
 

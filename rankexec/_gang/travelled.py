@@ -9,11 +9,14 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from rankexec._gang.identity import Held, Path, Way, find, met, nobody_else_holds
+from rankexec._gang.identity import Number, alike, met, nobody_else_holds, walk
+from rankexec._gang.known import Below, Kept, Reference, Weak
+from rankexec._gang.output import warn
+from rankexec._gang.schedules import Optimizers
 
-__all__ = ("Memo", "Reference", "Span", "Travelled")
+__all__ = ("Memo", "Span", "Travelled")
 
 Memo: TypeAlias = "dict[int, tuple[int, Any]]"
 """As a pickler has it: by id, an object's number and the object."""
@@ -21,110 +24,130 @@ Span: TypeAlias = "tuple[int, int]"
 """Numbers from one up to another."""
 
 
-class Reference(NamedTuple):
-    """What stands for an object that the ranks have."""
-
-    number: int
-    """Of the object, or of the one that it belongs to."""
-    path: Path = ()
-
-
-class _Weak(weakref.ref):  # type: ignore[type-arg]  # of anything
-    __slots__ = ("number", "parts")
-    number: int
-    parts: list[int]
-    """The ids of what is known by a way from here."""
-
-    def refer(self) -> Reference:
-        return Reference(self.number)
-
-
-class _Kept(Held):
-    __slots__ = ("number",)
-
-    def __init__(self, obj: Any, number: int) -> None:
-        super().__init__(obj)
-        self.number = number
-
-    def refer(self) -> Reference:
-        return Reference(self.number)
-
-
-class _Part:
-    __slots__ = ("owner", "path")
-
-    def __init__(self, owner: _Weak, path: Path) -> None:
-        self.owner = owner
-        self.path = path
-
-    def __call__(self) -> Any:
-        return find(Way(self.owner(), self.path))
-
-    def refer(self) -> Reference:
-        return Reference(self.owner.number, self.path)
-
-
 class Travelled:
     """The objects that have travelled, as long as the caller and a rank have them.
 
     Args:
         children: how many ranks they have travelled to.
+
+    Attributes:
+        optimizers: those among them.
     """
 
     def __init__(self, children: int) -> None:
+        self.optimizers = Optimizers()
         self._children = children
-        self._known: dict[int, _Weak | _Kept | _Part] = {}
-        self._held: dict[int, Held] = {}
-        self._ids: dict[int, int] = {}
+        self._known: dict[int, Weak | Kept | Below] = {}
+        self._held: dict[int, Kept] = {}
+        self._ids: dict[Number, int] = {}
         """Of those that have a number of their own, by that."""
-        self._dropped: Counter[int] = Counter()
+        self._dropped: Counter[Number] = Counter()
         """By how many ranks; as long as not by all, it is known."""
+        self._unlike: set[tuple[int, str]] = set()
+        """What ranks have made, each its own, and not alike: the call's number, and the name."""
         self._next = 0
         self._lock = threading.Lock()
 
     def among(self, memo: Memo) -> dict[int, Reference]:
         """Return, by id, what of a memo the ranks have."""
         ids = self._known.keys() & memo.keys()
-        return {key: known.refer() for key in ids if (known := self._is(key, memo[key][1]))}
+        found = {key: known.refer() for key in ids if (known := self._is(key, memo[key][1]))}
+        for key in [key for key, reference in found.items() if self._is_unlike(reference)]:
+            del found[key]
+        return found
+
+    def _is_unlike(self, reference: Reference) -> bool:
+        """Return whether nobody can say which of a rank's objects it is; warn if so."""
+        number = reference.number
+        if isinstance(number, int) or number[2] == 0 or number[:2] not in self._unlike:
+            return False
+        warn(
+            f"what the ranks have made under the name {number[1]!r} is not built alike on all of "
+            f"them: a call that reaches a part of it brings them a copy of the caller's"
+        )
+        return True
+
+    def has(self, obj: Any) -> bool:
+        """Return whether the ranks have an object."""
+        return self._is(id(obj), obj) is not None
 
     def all(self) -> dict[int, Reference]:
         """Return all that the ranks have; the ids are those of what is alive."""
         return {key: known.refer() for key, known in list(self._known.items())}
 
-    def numbers(self, memo: Memo) -> list[tuple[int, int]]:
+    def numbers(self, memo: Memo) -> list[tuple[int, Number]]:
         """Return, of what of a memo has a number of its own here, that in the memo, and that."""
         found = self.among(memo)
         return [(memo[key][0], ref.number) for key, ref in found.items() if not ref.path]
 
-    def _is(self, key: int, obj: Any) -> _Weak | _Kept | _Part | None:
+    def _is(self, key: int, obj: Any) -> Weak | Kept | Below | None:
         known = self._known.get(key)
         return known if known is not None and known() is obj else None
 
-    def note(self, memo: Memo) -> int:
+    def note(self, memo: Memo, call: int) -> int:
         """Note what a call brings, by its pickler's memo; return the number of the first of it."""
         with self._lock:  # several threads may submit
             first, self._next = self._next, self._next + len(memo)
-            found = met(memo.values())
-            for number, obj in found.weak:
-                self._note(obj, self._weak(obj, first + number))
-            for number, obj in found.loose:
-                kept = _Kept(obj, first + number)
-                self._note(obj, kept)
-                self._held[id(obj)] = kept
-            for obj, way in found.below:
-                if isinstance(owner := self._is(id(way.owner), way.owner), _Weak):
-                    owner.parts.append(id(obj))
-                    self._known[id(obj)] = _Part(owner, way.path)
+            self._take(memo.values(), lambda place: first + place, call)
         return first
 
-    def _weak(self, obj: Any, number: int) -> _Weak:
-        weak = _Weak(obj, _forgetting(self._known, self._ids, id(obj)))
-        weak.number, weak.parts = number, []
+    def refer(self, numbers: Iterable[Number], call: int) -> None:
+        """Note what a call refers to, and brings along for ranks that have it no longer."""
+        for number in numbers:
+            if (known := self._by_number(number)) is not None:
+                known.used = call
+                self._dropped.pop(number, None)
+
+    def made(
+        self, first: int, name: str, value: Any, theirs: Iterable[int | None], call: int
+    ) -> None:
+        """Note what the ranks have made and bound to a name, the caller's among them.
+
+        Args:
+            first: the number of the call's first object.
+            name: the name.
+            value: what it is in the caller.
+            theirs: by rank, what `alike` says of the children's value.
+            call: which call it was.
+        """
+        found = walk(value)
+        same = set(theirs) == {alike(found)}
+        with self._lock:
+            self._take(enumerate(found), lambda place: (first, name, place), call)
+            if not same:
+                self._unlike.add((first, name))
+
+    def _take(
+        self, objects: Iterable[tuple[int, Any]], number_of: Callable[[int], Number], call: int
+    ) -> None:
+        found = met(objects)
+        self.optimizers.note(obj for _, obj in found.weak)
+        for place, obj in found.weak:
+            self._note(obj, self._weak(obj, number_of(place), call))
+        for place, obj in found.loose:
+            kept = Kept(obj, number_of(place), call)
+            self._note(obj, kept)
+            self._held[id(obj)] = kept
+        for _, obj, way in found.below:
+            if isinstance(owner := self._is(id(way.owner), way.owner), Weak):
+                owner.parts.append(id(obj))
+                self._note(obj, Below(owner, way.path))
+
+    def _weak(self, obj: Any, number: Number, call: int) -> Weak:
+        weak = Weak(obj, _forgetting(self._known, self._ids, id(obj)))
+        weak.number, weak.used, weak.parts = number, call, []
         return weak
 
-    def _note(self, obj: Any, known: _Weak | _Kept) -> None:
+    def _note(self, obj: Any, known: Weak | Kept | Below) -> None:
+        if not isinstance(before := self._known.get(id(obj)), Below) and before is not None:
+            self._forget(before)
         self._known[id(obj)] = known
-        self._ids[known.number] = id(obj)
+        if not isinstance(known, Below):
+            self._ids[known.number] = id(obj)
+
+    def _by_number(self, number: Number) -> Weak | Kept | None:
+        known = self._known.get(self._ids.get(number, 0))
+        return None if isinstance(known, Below) else known
 
     def forget_unheld(self) -> None:
         """Forget lists and dicts that only this holds, and what is in them."""
@@ -132,14 +155,18 @@ class Travelled:
             for key in alone:
                 self._forget(self._held[key])
 
-    def dropped(self, spans: Iterable[Span]) -> None:
-        """Note what one rank has no longer. What none has will travel again."""
+    def dropped(self, spans: Iterable[Span], call: int) -> None:
+        """Note what one rank has no longer after a call. What none has will travel again.
+
+        A later call, which is on its way, may have brought it once more.
+        """
         for start, stop in spans:
             for number in range(start, stop):
-                if number in self._ids:
+                known = self._by_number(number)
+                if known is not None and known.used <= call:
                     self._dropped[number] += 1
                     if self._dropped[number] >= self._children:
-                        self._forget(self._known[self._ids[number]])
+                        self._forget(known)
 
     def _forget(self, known: Any) -> None:
         key = self._ids.pop(known.number, None)
@@ -148,12 +175,11 @@ class Travelled:
             del self._known[key]
         if key is not None and self._held.get(key) is known:
             del self._held[key]
-        for part in getattr(known, "parts", ()):
-            self._known.pop(part, None)
+        _forget_parts(self._known, known)
 
 
 def _forgetting(
-    known: dict[int, Any], ids: dict[int, int], key: int
+    known: dict[int, Any], ids: dict[Number, int], key: int
 ) -> Callable[[weakref.ref[Any]], None]:
     """Return what is called when an object is gone; it holds the tables, not who has them."""
 
@@ -161,9 +187,13 @@ def _forgetting(
         ids.pop(weak.number, None)
         if known.get(key) is weak:
             del known[key]
-        for part in weak.parts:
-            belongs = known.get(part)
-            if isinstance(belongs, _Part) and belongs.owner is weak:
-                del known[part]
+        _forget_parts(known, weak)
 
     return forget
+
+
+def _forget_parts(known: dict[int, Any], owner: Any) -> None:
+    for part in getattr(owner, "parts", ()):
+        belongs = known.get(part)
+        if isinstance(belongs, Below) and belongs.owner is owner:
+            del known[part]

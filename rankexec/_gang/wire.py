@@ -38,8 +38,8 @@ class Packed:
     stream: bytes
     sections: tuple[tuple[int, int], ...] = ()
     fd: int | None = None
-    first: int = 0
-    """In a session, the number of the first object that it brings."""
+    first: int | None = None
+    """Of a session's call, the number of the first object that it brings."""
 
     def close(self) -> None:
         """Give the file back. Nothing else needs to be done: the file has no name."""
@@ -59,7 +59,7 @@ class Dumped:
     kept: list[memoryview]
     pickler: Any
 
-    def packed(self, *, inline: bool = False, first: int = 0) -> Packed:
+    def packed(self, *, inline: bool = False, first: int | None = None) -> Packed:
         """Return it ready to be sent; with `inline`, in no file."""
         if inline or (not self.kept and self.stream.tell() <= INLINE_LIMIT):
             return Packed(self.stream.getvalue(), first=first)

@@ -38,10 +38,11 @@ from multiprocess import Pipe, spawn
 from multiprocess.connection import Connection
 
 from rankexec._gang import libc, output, sockets
-from rankexec._gang.call import NOTHING, Call, RankInfo, Seat
+from rankexec._gang.call import Call, RankInfo, Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
+from rankexec._gang.sets import NOTHING
 from rankexec._gang.wire import pack_result
 
 __all__ = (

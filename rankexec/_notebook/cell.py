@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rankexec._gang.call import Sets
+from rankexec._gang.sets import Sets
 from rankexec._notebook.reach import names_assigned, names_read_and_set
 from rankexec._notebook.shown import Collector, Display, collected, silenced
 

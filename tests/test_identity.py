@@ -1,0 +1,545 @@
+"""What the ranks of a session have is the same object for whatever travels later."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import types
+import weakref
+from collections import OrderedDict, deque
+from functools import partial
+from pathlib import Path
+
+import faulty_ranks
+import pytest
+from helpers import run_script, with_children_only, with_the_caller
+from test_session import main_as_before, open_session  # noqa: F401  # fixtures
+
+from rankexec._gang.identity import nobody_else_holds
+from rankexec._gang.modules import main_namespace
+from rankexec._gang.travelled import Travelled
+
+HERE = Path(__file__).parent
+
+
+class Node:
+    """Anything with attributes."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+class Slotted:
+    """Without a dict, and without weak references."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value=None):
+        self.value = value
+
+
+class Tagged(dict):
+    """A subclass, which has both."""
+
+
+KINDS = {
+    "list": list,
+    "dict": dict,
+    "set": set,
+    "bytearray": bytearray,
+    "deque": deque,
+    "OrderedDict": OrderedDict,
+    "a subclass of dict": Tagged,
+    "an instance": Node,
+    "with slots": Slotted,
+    "a cell": types.CellType,
+    "a namespace": types.SimpleNamespace,
+}
+
+
+@pytest.fixture
+def session(open_session):  # noqa: F811  # the fixture
+    """A session that gathers."""
+    return open_session(gather=True)
+
+
+def keep(**objects):
+    """Keep objects on this rank."""
+    faulty_ranks.kept = objects
+
+
+def is_kept(name, obj):
+    """Return whether it is the one that this rank has kept under the name."""
+    return faulty_ranks.kept[name] is obj
+
+
+def all_of(found):
+    """Return whether all ranks say so."""
+    return found.result() == [True, True]
+
+
+# --- kinds and ways ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind(session, kind):
+    """An argument that a rank has kept is that object when it comes once more."""
+    given = KINDS[kind]()
+    session.submit(keep, it=given).result()
+    assert all_of(session.submit(is_kept, "it", given))
+
+
+@pytest.mark.parametrize(
+    ("way", "reached"),
+    {
+        "in a list": lambda node: ([node], lambda found: found[0]),
+        "in a tuple": lambda node: ((1, node), lambda found: found[1]),
+        "as a value": lambda node: ({"a": {"b": node}}, lambda found: found["a"]["b"]),
+        "in an attribute": lambda node: (Node(inner=node), lambda found: found.inner),
+        "in a slot": lambda node: (Slotted(node), lambda found: found.value),
+        "in a partial": lambda node: (partial(print, node), lambda found: found.args[0]),
+        "as a method's": lambda node: (node.__init__, lambda found: found.__self__),
+        "in a closure": lambda node: ((lambda: node), lambda found: found()),
+        "as a default": lambda node: ((lambda it=node: it), lambda found: found()),
+    }.items(),
+)
+def test_way(session, way, reached):
+    """Whatever it is reached by."""
+    node = Node()
+    session.submit(keep, it=node).result()
+    given, find = reached(node)
+    assert all_of(session.submit(lambda found: is_kept("it", find(found)), given)), way
+
+
+@pytest.mark.parametrize(
+    "inner", [[1], {"a": 1}, {1}, bytearray(b"a")], ids=lambda x: type(x).__name__
+)
+def test_what_belongs_to_an_object(session, inner):
+    """A list in an attribute, and one in a list there, are that object's own."""
+    node = Node(one=inner, more={"deep": [type(inner)(inner)]})
+    session.submit(keep, it=node).result()
+    assert all_of(session.submit(lambda x: x is faulty_ranks.kept["it"].one, inner))
+    deep = node.more["deep"][0]
+    assert all_of(session.submit(lambda x: x is faulty_ranks.kept["it"].more["deep"][0], deep))
+
+
+def test_objects_together(session):
+    """What is shared by what travels in two calls is shared there; a cycle comes back to itself."""
+    node = Node(items=[])
+    node.me = node
+    first, second = Node(inner=node), Node(inner=node, items=node.items)
+    session.submit(keep, first=first).result()
+
+    def look(second):
+        inner = faulty_ranks.kept["first"].inner
+        return second.inner is inner and inner.me is inner and second.items is inner.items
+
+    assert all_of(session.submit(look, second))
+
+
+def test_cells_of_closures(session):
+    """Two functions that share a variable go on sharing it, though they travel apart."""
+
+    def make():
+        count = 0
+
+        def add():
+            nonlocal count
+            count += 1
+
+        return add, lambda: count
+
+    add, read = make()
+
+    def run():
+        add()
+        keep(add=add)
+
+    session.submit(run).result()
+    # The caller's own rank has counted in the caller's own variable.
+    assert session.submit(read).result() == [1, 1]
+
+
+# --- which call it is ---
+
+
+@with_children_only
+def test_what_no_rank_keeps(session):
+    """It travels again, as it is then: what a call has done to its argument was to a copy."""
+    given = [0]
+
+    def append(found):
+        found.append(1)
+        return list(found)
+
+    assert [session.submit(append, given).result()[0] for _ in range(3)] == [[0, 1]] * 3
+    given.append(2)
+    assert session.submit(append, given).result()[0] == [0, 2, 1]
+
+
+@with_children_only
+def test_what_only_a_cycle_keeps(session):
+    """It travels again, too, whenever a rank's garbage collector runs."""
+    given = Node(value=0)
+
+    def change(found):
+        found.me, found.value = found, found.value + 1
+        return found.value
+
+    assert [session.submit(change, given).result() for _ in range(3)] == [[1, 1]] * 3
+
+
+@with_children_only
+def test_calls_that_wait(session):
+    """They bring what was there when they were submitted, or find what an earlier one has kept."""
+    buffer = bytearray(1)
+    futures = []
+    for number in range(5):
+        buffer[0] = number
+        futures.append(session.submit(bytes, buffer))
+    assert [future.result()[1][0] for future in futures] == list(range(5))
+    node = Node(value=1)
+    session.submit(keep, it=node)
+    assert all_of(session.submit(is_kept, "it", node))
+    session.submit(keep)
+    assert session.submit(lambda found: found.value, node).result() == [1, 1]
+
+
+@with_children_only
+def test_what_is_let_go_in_part_while_a_call_waits(session):
+    """It is refused: with the rest, what is left would be there twice."""
+    inner = Node()
+    outer = Node(inner=inner)
+    session.submit(keep, outer=outer).result()
+    session.submit(lambda: keep(inner=faulty_ranks.kept["outer"].inner))
+    error = session.submit(is_kept, "inner", outer).exception()
+    assert "Node was let go on this rank by a call that ran before" in str(error)
+    assert all_of(session.submit(lambda found: is_kept("inner", found.inner), outer))
+
+
+@with_children_only
+def test_call_that_never_arrives(session):
+    """What it was to bring travels with the next one."""
+    node = Node(value=3)
+    started = session.submit(faulty_ranks.hang)
+    cancelled = session.submit(keep, it=node)
+    later = session.submit(lambda found: found.value, node)
+    assert cancelled.cancel()
+    assert started.cancel()
+    assert later.result() == [3, 3]
+    session.submit(keep, it=node).result()
+    assert all_of(session.submit(is_kept, "it", node))
+
+
+def test_after_a_restart(session):
+    """New ranks have nothing."""
+    node = Node(value=1)
+    session.submit(keep, it=node).result()
+    session.restart()
+    assert session.submit(lambda found: found.value, node).result() == [1, 1]
+    session.submit(keep, it=node).result()
+    assert all_of(session.submit(is_kept, "it", node))
+
+
+@with_children_only
+def test_what_cannot_travel_any_more(session):
+    """An object that the ranks have need not travel: what is in it now does not matter."""
+    node = Node()
+    session.submit(keep, it=node).result()
+    with open(os.devnull) as node.file:
+        assert all_of(session.submit(is_kept, "it", node))
+        assert all_of(session.submit(lambda found: is_kept("it", found[0]), [node]))
+
+
+def test_results_are_copies(session):
+    """What comes back is the caller's; what is pushed is the ranks' own."""
+    node = Node(value=[1])
+    session.submit(keep, it=node).result()
+    session.push(pushed=node)
+    assert all_of(session.submit(lambda: is_kept("it", vars(sys.modules["__main__"])["pushed"])))
+    assert session.pull("pushed", rank=1).value == [1]
+    assert session.pull("pushed", rank=1) is not node
+
+
+# --- what the ranks have made themselves ---
+
+MADE = "made, made.a, made.a[0], made.b['x'], row"
+
+
+@with_the_caller
+def test_what_all_ranks_have_made(session):
+    """The caller's is one of them: what reaches it finds each rank's own."""
+    session.run_cell("import types")
+    session.run_cell("made = types.SimpleNamespace(a=[[1]], b={'x': {2}}); row = [3]")
+
+    def look(found):
+        own = eval(MADE, vars(sys.modules["__main__"]))
+        return [found[0] is made for made in own]
+
+    for place, given in enumerate(eval(MADE, vars(sys.modules["__main__"]))):
+        assert session.submit(look, [given]).result() == [[n == place for n in range(5)]] * 2
+
+
+@with_the_caller
+def test_what_ranks_have_not_made_alike(session):
+    """The thing itself is each rank's own; of its parts nobody can say which is which."""
+    session.run_cell("import os")
+    session.run_cell("made = [[0], [1]] if os.environ['RANK'] == '0' else [[0]]")
+    main = vars(sys.modules["__main__"])
+
+    def look(found):
+        return found is main_namespace()["made"]
+
+    assert all_of(session.submit(look, main["made"]))
+    with pytest.warns(RuntimeWarning, match="under the name 'made' is not built alike on all"):
+        assert session.submit(look, main["made"][1]).result() == [False, False]
+
+
+@with_the_caller
+def test_push_of_what_the_ranks_have(session):
+    """It changes nothing for them, and a warning says so."""
+    main = vars(sys.modules["__main__"])
+    exec("numbers = [1]\ndef look(): return list(numbers)", main)
+    session.submit(main["look"]).result()
+    main["numbers"].append(2)
+    with pytest.warns(RuntimeWarning, match="the ranks have 'numbers' already"):
+        session.push(numbers=main["numbers"])
+    assert session.submit(main["look"]).result() == [[1, 2], [1]]
+    session.push(numbers=list(main["numbers"]))
+    assert session.submit(main["look"]).result() == [[1, 2], [1, 2]]
+
+
+# --- nothing is held ---
+
+
+def test_what_the_caller_lets_go_is_gone(session):
+    """Also what is in lists, and in cycles, at once; the ranks may keep theirs."""
+    node = Node(items=[Node()], inner={"deep": [Node()]})
+    node.items.append(node)
+    seen = [weakref.ref(found) for found in (node, node.items[0], node.inner["deep"][0])]
+    apart = Node(one=[Node()])
+    there = weakref.ref(apart.one[0])
+    session.submit(keep, it=node, apart=apart).result()
+    if session.ranks[0].pid == os.getpid():
+        keep()  # the caller's own rank has kept the caller's own
+    del apart
+    assert there() is None
+    del node
+    gc.collect()
+    assert [found() for found in seen] == [None] * 3
+    names = session._open.standing.names.objects
+    session.submit(int).result()
+    assert not any(isinstance(known(), Node) for known in names._known.values())
+
+
+@pytest.mark.parametrize("made", ["there", "here"])
+def test_what_a_cell_deletes_is_gone(session, made):
+    """Its memory is free for what comes next in that cell, also if it was in a list."""
+    main = vars(sys.modules["__main__"])
+    setup = "class Big: pass\nbig = [[Big()], {'a': Big()}]"
+    if made == "here":
+        exec(setup, main)
+        exec("def look(): return len(big)", main)
+        session.submit(main["look"]).result()
+    else:
+        session.run_cell(setup)
+    cell = "import weakref\nseen = [weakref.ref(big[0][0]), weakref.ref(big[1]['a'])]\ndel big\n"
+    found = session.run_cell(cell + "[found() is None for found in seen]")
+    assert found[1] == [True, True]
+
+
+def test_many_calls_leave_nothing(session):
+    """The tables do not grow with what has come and gone."""
+    objects = session._open.standing.names.objects
+
+    def size():
+        return len(objects._known), len(objects._held), len(objects._ids), len(objects._dropped)
+
+    def theirs():
+        found = [obj for obj in gc.get_objects() if type(obj).__name__ == "Arrived"]
+        return [len(found[0]._own), len(found[0]._held)] if found else [0, 0]
+
+    sizes = []
+    for _ in range(3):
+        for _ in range(50):
+            session.submit(len, [Node(), {"a": [1]}, Slotted()]).result()
+        sizes.append((size(), session.submit(theirs).result()))
+    assert sizes[1] == sizes[2]
+
+
+def test_who_holds_alone():
+    """An object that somebody else has is not among those that are let go."""
+    travelled = Travelled(1)
+    mine = [1]
+    memo = {id(mine): (0, mine)}
+    travelled.note(memo, 1)
+    memo.clear()
+    travelled.forget_unheld()
+    assert travelled.all()
+    del mine
+    assert nobody_else_holds(travelled._held)
+    travelled.forget_unheld()
+    assert not travelled.all()
+
+
+# --- at random ---
+
+
+class World:
+    """What the caller knows that the ranks have: the test's own account."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.nodes = [Node(items=[], name=number) for number in range(6)]
+        self.kept = set()
+
+    def step(self, session):
+        """Send one or two nodes in some way, and let the ranks keep or let go of something."""
+        choose = self.random
+        sent = choose.sample(range(len(self.nodes)), choose.choice([1, 2]))
+        ways = [choose.choice(WAYS) for _ in sent]
+        given = [way(self.nodes[number]) for way, number in zip(ways, sent, strict=True)]
+        keeps, drops = set(), set()
+        if choose.random() < 0.3 and ways[0] is not ITS_LIST:
+            keeps = set(sent[:1])
+        elif choose.random() < 0.3:
+            drops = {number for number in self.kept if choose.random() < 0.5}
+        expected = [(number in self.kept) for number in sent]
+        future = session.submit(look_and_keep, given, sorted(keeps), sorted(drops))
+        self.kept = (self.kept | keeps) - drops
+        return future, expected
+
+
+def ITS_LIST(node):  # noqa: N802  # a constant
+    """Send what belongs to a node instead of it."""
+    return node.items
+
+
+WAYS = [
+    lambda node: node,
+    lambda node: [node],
+    lambda node: {"a": (node,)},
+    lambda node: Node(inner=node),
+    lambda node: partial(print, node),
+    ITS_LIST,
+]
+
+
+def look_and_keep(given, keeps, drops):
+    """Return, of each that was given, whether it is what this rank has kept; keep, or let go."""
+    mine = faulty_ranks.__dict__.setdefault("mine", {})
+    found = [whose(one, mine) for one in given]
+    for one in given:
+        node = node_of(one)
+        if node is not None and node.name in keeps:
+            mine[node.name] = node
+    for name in drops:
+        del mine[name]
+    return found
+
+
+def node_of(given):
+    """Return the node in what came by one of the ways; None: it was its list."""
+    if isinstance(given, (Node, partial)):
+        inner = getattr(given, "inner", given)
+        return inner.args[0] if isinstance(inner, partial) else inner
+    if isinstance(given, dict):
+        return given["a"][0]
+    return given[0] if given else None
+
+
+def whose(given, mine):
+    """Return whether it is one of `mine`."""
+    node = node_of(given)
+    if node is None:
+        return any(given is one.items for one in mine.values())
+    return any(node is one for one in mine.values())
+
+
+@with_children_only
+@pytest.mark.parametrize("seed", range(12))
+def test_at_random(session, seed):
+    """Calls one by one: what a rank has kept is that object, and all else comes anew."""
+    world = World(seed)
+    for _ in range(60):
+        future, expected = world.step(session)
+        assert future.result() == [expected] * 2, (seed, expected)
+
+
+@with_children_only
+@pytest.mark.parametrize("seed", range(12))
+def test_at_random_while_calls_wait(session, seed):
+    """The same with many calls on their way."""
+    world = World(100 + seed)
+    for _ in range(6):
+        steps = [world.step(session) for _ in range(10)]
+        for future, expected in steps:
+            assert future.result() == [expected] * 2, (seed, expected)
+
+
+# --- in a process group ---
+
+
+def test_training_in_a_session_is_that_of_torchrun(tmp_path):
+    """Number for number: the notebook binds optimizers and a scheduler between the ranks' steps."""
+    pytest.importorskip("torch")
+    program = str(HERE / "train_in_steps.py")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def output(*command):
+        done = subprocess.run(
+            [sys.executable, *command],
+            check=False,
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    torchrun = output("-m", "torch.distributed.run", "--nproc-per-node", "2", program)
+    assert torchrun[0] != torchrun[1]  # the losses are each rank's own
+    assert torchrun[0][:-1] == torchrun[1][:-1]
+    assert output(program, "0") == torchrun
+    assert output(program, "null") == torchrun
+
+
+TENSORS = """\
+import os
+import torch
+from rankexec import RankedExecutor
+
+weights = torch.zeros(4)
+module = torch.nn.Linear(2, 2)
+
+with RankedExecutor(2, caller_rank={caller_rank}, gather=True).session() as session:
+    session.submit(lambda: (weights.sum(), module.weight)).result()
+    view, bias = weights[1:3], module.bias
+
+    def write():
+        view.fill_(int(os.environ["RANK"]) + 1)
+        with torch.no_grad():
+            bias.fill_(5)
+        return weights.tolist(), module.bias.tolist()
+
+    print(session.submit(write).result())
+    ema = torch.optim.swa_utils.AveragedModel(module)
+    print(session.submit(lambda: ema.module.weight is not module.weight).result())
+    print(session.submit(lambda same: same is module, module).result())
+    session.push(pushed=[module.weight])
+    print(session.submit(lambda: pushed[0] is module.weight).result())
+"""
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_tensors_and_their_storages(tmp_path, caller_rank):
+    """A view of a tensor that the ranks have is one of theirs; a copy is one."""
+    pytest.importorskip("torch")
+    out = run_script(tmp_path, TENSORS.format(caller_rank=caller_rank))
+    ranks = [([0.0, n, n, 0.0], [5.0, 5.0]) for n in (1.0, 2.0)]
+    assert out == f"{ranks}\n" + "[True, True]\n" * 3
