@@ -461,7 +461,7 @@ def whose(given, mine):
 
 
 @with_children_only
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_at_random(session, seed):
     """Calls one by one: what a rank has kept is that object, and all else comes anew."""
     world = World(seed)
@@ -471,7 +471,7 @@ def test_at_random(session, seed):
 
 
 @with_children_only
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_at_random_while_calls_wait(session, seed):
     """The same with many calls on their way."""
     world = World(100 + seed)

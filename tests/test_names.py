@@ -8,7 +8,7 @@ import types
 import pytest
 
 from rankexec._gang.names import Names
-from rankexec._gang.sets import NOTHING
+from rankexec._gang.sets import NOTHING, Kept
 
 
 def travels(names: Names, *reads: str) -> dict[str, object]:
@@ -29,7 +29,7 @@ def test_what_is_bound_while_a_call_waits_for_its_turn(main) -> None:
     names.are_theirs(["x", "y"])
     names.for_call(NOTHING)
     main["x"] = 2
-    with names.following(NOTHING):
+    with names.following(NOTHING, None):
         main["y"] = 2
     assert travels(names, "x", "y") == {"x": 2}
 
@@ -38,10 +38,10 @@ def test_what_is_bound_between_calls(main) -> None:
     """It is the caller's until a call has set it again, or has been sent it."""
     names = Names()
     main.update(x=1)
-    names.for_call(NOTHING).ended(["x"])
+    names.for_call(NOTHING).ended([Kept(["x"])])
     assert travels(names, "x") == {}
     main.update(x=2)
-    names.for_call(NOTHING).ended(["y"])
+    names.for_call(NOTHING).ended([Kept(["y"])])
     assert travels(names, "x") == {"x": 2}
     assert travels(names, "x") == {}
 
@@ -54,7 +54,7 @@ def test_what_is_bound_while_a_call_runs(main) -> None:
     runs = names.for_call(NOTHING)
     main.update(x=2)
     names.for_call(NOTHING)
-    runs.ended(["x"])
+    runs.ended([Kept(["x"])])
     assert travels(names, "x") == {"x": 2}
 
 

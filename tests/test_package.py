@@ -37,19 +37,20 @@ LAYERS = """
     _gang.members               _gang.plan
     launchers
     _gang.channel               _gang.shipping
-    _gang.naming
+    _gang.naming                _gang.owned
     _gang.wire                  _gang.caller        _settings           _future
-    _gang.replay                _gang.outcomes      _gang.restore
+    _gang.replay                _gang.outcomes      _gang.restore       _gang.arrived
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
-    _gang.reading
-    _gang.dynamic               _gang.refusals      _gang.transient
+    _gang.reading               _gang.travelled
+    _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
     _gang.bound                 _notebook.dip_options
-    _gang.modules               _gang.namespace
+    _gang.modules               _gang.namespace     _gang.identity
     _gang.interrupts            _checks             _slots
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
-    _notebook.options           _notebook.apps      _gang.frameworks
+    _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
+    _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
     _torch

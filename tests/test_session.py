@@ -271,7 +271,7 @@ def test_ranks_keep_their_names(tmp_path, caller_rank):
 
 @pytest.mark.parametrize("caller_rank", [0, None])
 def test_names_that_the_caller_binds_anew(tmp_path, caller_rank):
-    """They travel again; what is changed in place does not, unless it is pushed."""
+    """They travel again; what is changed in place does not, unless a copy is pushed."""
     body = """\
     session.submit(count).result()
     counter = 100
@@ -279,7 +279,7 @@ def test_names_that_the_caller_binds_anew(tmp_path, caller_rank):
     shared.append(1)
     print([found[1] for found in session.submit(look).result()])
     shared.append(2)
-    session.push(shared=shared)
+    session.push(shared=list(shared))
     print([found[1] for found in session.submit(look).result()])
     count = lambda: counter + 1000
     print(session.submit(count).result())

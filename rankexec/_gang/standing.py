@@ -6,9 +6,9 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankexec._future import RankedFuture
 from rankexec._gang import frameworks
@@ -37,13 +37,11 @@ LEAVE_SECONDS = 10.0
 """How long the ranks may take to leave their context after a call that failed."""
 
 
-@dataclass
-class _Entry:
-    """The context as it was entered last."""
+class _Entry(NamedTuple):
+    """The context as it was entered last, and in the caller's rank."""
 
     plan: Plan
     held: Held
-    """In the caller's rank."""
 
 
 class Standing:
@@ -131,12 +129,9 @@ class Standing:
 
     @contextmanager
     def standing(self, job: Job) -> Iterator[None]:
+        following = self.names.following(job.sets, job.going)
         # What a framework keeps in this rank, it finds again in the next call.
-        with (
-            as_before(keep_group=True),
-            frameworks.held(self._own),
-            self.names.following(job.sets, job.going),
-        ):
+        with as_before(keep_group=True), frameworks.held(self._own), following:
             try:
                 with self._own_group.noted():
                     yield
