@@ -379,11 +379,11 @@ def test_who_holds_alone():
     travelled.note(memo, 1)
     memo.clear()
     travelled.forget_unheld()
-    assert travelled.all()
+    assert travelled
     del mine
     assert nobody_else_holds(travelled._held)
     travelled.forget_unheld()
-    assert not travelled.all()
+    assert not travelled
 
 
 # --- at random ---

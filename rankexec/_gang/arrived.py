@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rankexec._gang.identity import (
     Held,
+    Met,
     Number,
     Way,
     alike,
@@ -37,8 +38,8 @@ class Spare(NamedTuple):
     stream: bytes
     """Of their list."""
     buffers: tuple[Any, ...]
-    numbers: tuple[tuple[int, Number], ...]
-    """Of what is in the stream and has travelled before: its number in the memo, and its own."""
+    numbers: bytes
+    """Pickled: of what is in the stream and has travelled before, by its number in the memo."""
     what: str
     """For the error: what it is."""
 
@@ -77,7 +78,7 @@ class Arrived:
 
     def _take(
         self, objects: Iterable[tuple[int, Any]], number_of: Callable[[int], Number | None]
-    ) -> None:
+    ) -> Met:
         found = met(objects)
         for place, obj in found.weak:
             if (number := number_of(place)) is not None:
@@ -94,6 +95,7 @@ class Arrived:
                 self._own[number] = self._held[number] = Held(obj)
                 self._young.append(number)
         self._forget_replaced()
+        return found
 
     def _forget_replaced(self) -> None:
         """Forget lists and dicts that are no longer where they were, when there are many."""
@@ -118,8 +120,9 @@ class Arrived:
         Raises:
             RuntimeError: some of it is here: with the rest it would be there twice.
         """
-        gone = [number for _, number in spare.numbers if not self.has(number)]
-        if len(gone) < len(spare.numbers):
+        numbers: dict[int, Number] = pickle.loads(spare.numbers)
+        gone = [number for number in numbers.values() if not self.has(number)]
+        if len(gone) < len(numbers):
             for number in gone:
                 _drop(number, self._dropped)
             raise RuntimeError(
@@ -128,10 +131,8 @@ class Arrived:
             )
         unpickler = _Unpickler(self, spare.stream, spare.buffers)
         value: list[Any] = unpickler.load()
-        memo, number_of = unpickler.memo.copy(), dict(spare.numbers).get
-        self._take(memo.items(), number_of)
-        for place, _, way in met(memo.items()).below:
-            if (part := number_of(place)) is not None:
+        for place, _, way in self._take(unpickler.memo.copy().items(), numbers.get).below:
+            if (part := numbers.get(place)) is not None:
                 self._own[part] = Below(weakref.ref(way.owner), way.path)
         return value
 

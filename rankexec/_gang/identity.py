@@ -76,23 +76,30 @@ class Held:
 
 def met(memo: Iterable[tuple[int, Any]]) -> Met:
     """Sort out what a memo has: numbers and objects."""
-    kinds: dict[type, bool | None] = {}
+    kinds = _known_kinds.copy()
     found = Met([], [], [])
     loose: dict[int, tuple[int, Any]] = {}
     attributes: list[tuple[Any, dict[str, Any]]] = []
+    inner: list[Any] = []
     for number, obj in memo:
         kind = type(obj)
         if kind not in kinds:
             kinds[kind] = _has_weak_references(kind)
+            if not kind.__flags__ & _MADE_AT_RUN_TIME:
+                _known_kinds[kind] = kinds[kind]
         weak = kinds[kind]
         if weak:
             found.weak.append((number, obj))
         elif weak is not None:
             loose[id(obj)] = number, obj
-        if (weak or kind is types.FunctionType) and (own := _attributes(obj)):
+        if (weak or kind is types.FunctionType) and (own := _attributes(obj)) is not None:
             attributes.append((obj, own))
-    for _, own in attributes:  # pickled apart from their object, and part of it
-        loose.pop(id(own), None)
+        if kind is types.FunctionType:
+            inner += obj.__annotations__, obj.__kwdefaults__
+        elif weak is None and kind.__module__.startswith(_OURS):
+            inner.append(_attributes(obj))
+    for part in (*(own for _, own in attributes), *inner):  # apart in a pickle, but no objects
+        loose.pop(id(part), None)
     for owner, own in attributes:
         for (number, obj), path in below(own, loose):
             found.below.append((number, obj, Way(owner, path)))
@@ -102,7 +109,7 @@ def met(memo: Iterable[tuple[int, Any]]) -> Met:
 
 def _has_weak_references(kind: type) -> bool | None:
     """Return whether instances can be referred to weakly; None: they need not be told apart."""
-    if issubclass(kind, _UNCHANGING) or kind.__module__.partition(".")[0] == "rankexec":
+    if issubclass(kind, _UNCHANGING) or kind.__module__.startswith(_OURS):
         return None
     if kind.__weakrefoffset__:
         return True
@@ -111,6 +118,10 @@ def _has_weak_references(kind: type) -> bool | None:
     return False if changes else None
 
 
+_known_kinds: dict[type, bool | None] = {}
+"""Of types that are never gone: what was found out."""
+_MADE_AT_RUN_TIME = 1 << 9
+_OURS = "rankexec."
 _COLLECTED = 1 << 14
 _UNCHANGING = (
     type, type(None), tuple, frozenset, str, bytes, int, float, complex, slice, enum.Enum, property,

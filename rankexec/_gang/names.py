@@ -153,9 +153,6 @@ class Going:
 
         What these are read in turn is added if the ranks lack it.
         """
-        if self._apart:
-            reached.clear()
-            return
         self._names.sent(globals_of(function))
         theirs = [name for name in reached if self._names.are_current(name, reached[name])]
         for name in theirs:
@@ -164,6 +161,8 @@ class Going:
             self._look_through(theirs)
             reached.update(self._lacking)  # pickled once, however often it is named
         self.values.update(reached)
+        if self._apart:
+            reached.clear()
 
     @contextmanager
     def without_names(self) -> Iterator[None]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankexec._gang.arrived import Spare
 from rankexec._gang.call import Call
 from rankexec._gang.identity import Number
 from rankexec._gang.known import Reference
 from rankexec._gang.names import Going
-from rankexec._gang.picklers import CallPickler, References, with_references
+from rankexec._gang.picklers import CallPickler, Refer, with_references
 from rankexec._gang.replay import second_attempt
 from rankexec._gang.travelled import Memo
 from rankexec._gang.wire import Dumped, Packed, dump
@@ -29,7 +29,7 @@ def pack_owned(call: Call, going: Going) -> Packed:
     """Pack a session's call. Raises whatever pickling raises."""
     objects = going.objects
     objects.forget_unheld()
-    dumped = _with_references(call, going)
+    dumped = _plainly(call, going) or _with_references(call, going)
     going.first = objects.note(dumped.pickler.memo.copy(), going.number)
     packed = dumped.packed(first=going.first)
     del dumped  # it holds what was made only to be pickled
@@ -37,73 +37,90 @@ def pack_owned(call: Call, going: Going) -> Packed:
     return packed
 
 
-def _with_references(call: Call, going: Going) -> Dumped:
+def _plainly(call: Call, going: Going) -> Dumped | None:
+    """Return the call by value; None if it reaches what the ranks have."""
+    objects = going.objects
+    if any(map(objects.has, (*call.args, *call.kwargs.values()))):
+        return None
     try:
         dumped = _dump(call, going)
     except Exception:  # what cannot travel may be part of what need not
-        if not (known := going.objects.all()):
+        if not objects:
             raise
-    else:
-        memo: Memo = dumped.pickler.memo.copy()
-        if not (known := going.objects.among(memo)):
-            return dumped
+        return None
+    return None if objects.reached(dumped.pickler.memo.copy()) else dumped
+
+
+def _with_references(call: Call, going: Going) -> Dumped:
+    """Return the call with references; pickled again until they and the names are complete."""
+    amendments: dict[int, Any] = {}
+    references = _References(going)
+    while True:
         # Names that are read only by what the ranks have would be left out with it.
         needed = {**going.values, **call.needed}
-        amendments = going.objects.optimizers.amendments(obj for _, obj in memo.values())
-        call = replace(call, needed=needed, amendments=amendments)
-    bare: References = {key: (*reference, None, 0) for key, reference in known.items()}
-    referred = _dump(call, going, bare).pickler.referred
-    with going.without_names():
-        references = _with_spares(known, referred, going)
-    return _dump(call, going, references)
+        complete = replace(call, needed=needed, amendments=[*amendments.values()])
+        dumped = _dump(complete, going, references)
+        memo = dumped.pickler.memo.copy()
+        found = going.objects.optimizers.amendments(obj for _, obj in memo.values())
+        amendments.update((id(optimizer), (optimizer, changed)) for optimizer, changed in found)
+        if not (found or references.have_merged() or going.values.keys() - needed.keys()):
+            return dumped
 
 
-def _dump(value: Any, going: Going, references: References | None = None) -> Dumped:
-    make = partial(with_references, CallPickler, going=going, references=references)
-    again = partial(second_attempt, going, references=references)
-    return dump(value, make, again=again)
+def _dump(value: Any, going: Going, refer: Refer | None = None) -> Dumped:
+    make = partial(with_references, CallPickler, going=going, refer=refer)
+    return dump(value, make, again=partial(second_attempt, going, refer=refer))
 
 
-class _Group(NamedTuple):
-    """Objects, by id, that have something below them in common, and the numbers of all that."""
+class _References:
+    """What stands for the objects that a call reaches: which of the ranks', or which of a spare.
 
-    objects: dict[int, Any]
-    numbers: set[Number]
+    Objects that have something below them in common have one spare.
+    """
 
+    def __init__(self, going: Going) -> None:
+        self._going = going
+        self._by_id: dict[int, tuple[Any, ...]] = {}
+        self._groups: list[tuple[dict[int, Any], set[Number]]] = []
+        self._merged = False
 
-def _with_spares(known: dict[int, Reference], referred: dict[int, Any], going: Going) -> References:
-    """Return what stands for the objects: which of the ranks' own, and which of a spare."""
-    references: References = {}
-    for group in _belonging_together(referred, going):
-        spare = _spare(list(group.objects.values()), going)
-        numbers = [known[key].number for key in group.objects]
-        going.objects.refer([*numbers, *(group.numbers if spare else ())], going.number)
-        for place, key in enumerate(group.objects):
-            references[key] = (*known[key], spare, place)
-    return references
+    def __call__(self, obj: Any) -> tuple[Any, ...] | None:
+        """Return what stands for an object; None if the ranks do not have it."""
+        if id(obj) not in self._by_id:
+            if (reference := self._going.objects.reference(obj)) is None:
+                return None
+            self._add(obj, reference)
+        return self._by_id[id(obj)]
 
+    def have_merged(self) -> bool:
+        """Return whether some have another spare than they had at first; once."""
+        merged, self._merged = self._merged, False
+        return merged
 
-def _belonging_together(objects: dict[int, Any], going: Going) -> list[_Group]:
-    groups: list[_Group] = []
-    for key, obj in objects.items():
-        spare = _spare([obj], going)
-        numbers = set() if spare is None else {number for _, number in spare.numbers}
-        same = [group for group in groups if not numbers.isdisjoint(group.numbers)]
-        together = _Group({key: obj}, set(numbers))
-        for group in same:
-            together.objects.update(group.objects)
-            together.numbers.update(group.numbers)
-        groups = [*(g for g in groups if numbers.isdisjoint(g.numbers)), together]
-    return groups
+    def _add(self, obj: Any, reference: Reference) -> None:
+        spare, numbers = self._spare([obj])
+        same = [group for group in self._groups if not numbers.isdisjoint(group[1])]
+        self._groups = [group for group in self._groups if numbers.isdisjoint(group[1])]
+        objects = {key: other for group, _ in same for key, other in group.items()}
+        self._groups.append(({**objects, id(obj): obj}, numbers.union(*(n for _, n in same))))
+        self._by_id[id(obj)] = (*reference, spare, 0)
+        self._going.objects.refer([reference.number, *numbers], self._going.number)
+        if objects:
+            self._merged = True
+            spare, _ = self._spare([*objects.values(), obj])
+            for place, key in enumerate((*objects, id(obj))):
+                self._by_id[key] = (*self._by_id[key][:2], spare, place)
 
-
-def _spare(objects: list[Any], going: Going) -> Spare | None:
-    """Return them by value; None if they cannot travel, as they are now."""
-    try:
-        dumped = _dump(objects, going)
-    except Exception:  # the ranks have them, or the call fails there
-        return None
-    memo = dumped.pickler.memo.copy()
-    buffers = tuple(map(pickle.PickleBuffer, dumped.kept))
-    kinds = ", ".join(sorted({type(obj).__qualname__ for obj in objects}))
-    return Spare(dumped.stream.getvalue(), buffers, tuple(going.objects.numbers(memo)), kinds)
+    def _spare(self, objects: list[Any]) -> tuple[Spare | None, set[Number]]:
+        """Return them by value, and the numbers of all that; None if they cannot travel now."""
+        try:
+            with self._going.without_names():
+                dumped = _dump(objects, self._going)
+        except Exception:  # the ranks have them, or the call fails there
+            return None, set()
+        memo: Memo = dumped.pickler.memo.copy()
+        buffers = tuple(map(pickle.PickleBuffer, dumped.kept))
+        kinds = ", ".join(sorted({type(obj).__qualname__ for obj in objects}))
+        numbers = self._going.objects.numbers(memo)
+        spare = Spare(dumped.stream.getvalue(), buffers, pickle.dumps(numbers), kinds)
+        return spare, set(numbers.values())

@@ -129,8 +129,8 @@ class DillPickler(CallPickler):
         return NotImplemented
 
 
-References: TypeAlias = "dict[int, tuple[Any, ...]]"
-"""By id, what stands for an object that the ranks of a session have."""
+Refer: TypeAlias = Callable[[Any], "tuple[Any, ...] | None"]
+"""Returns what stands for an object that the ranks of a session have; None for others."""
 
 
 class Referring:
@@ -140,19 +140,12 @@ class Referring:
     it is used only where there is something that the ranks have.
     """
 
-    def __init__(
-        self, file: io.BytesIO, keep: Keep, going: Going | None, references: References
-    ) -> None:
-        self._references = references
-        self.referred: dict[int, Any] = {}
-        """By id, the objects for which a reference was put."""
+    def __init__(self, file: io.BytesIO, keep: Keep, going: Going | None, refer: Refer) -> None:
+        self._refer = refer
         super().__init__(file, keep, going)  # type: ignore[call-arg]  # CallPickler's
 
     def persistent_id(self, obj: Any) -> Any:
-        reference = self._references.get(id(obj))
-        if reference is not None:
-            self.referred[id(obj)] = obj
-        return reference
+        return self._refer(obj)
 
 
 class _ReferringCallPickler(Referring, CallPickler):
@@ -168,13 +161,13 @@ def with_references(
     file: io.BytesIO,
     keep: Keep,
     going: Going | None,
-    references: References | None,
+    refer: Refer | None,
 ) -> CallPickler:
-    """Return a pickler of that kind; with references, one that lets them stand for objects."""
-    if not references:
+    """Return a pickler of that kind; with `refer`, one that lets references stand for objects."""
+    if refer is None:
         return kind(file, keep, going)
     referring = _ReferringDillPickler if kind is DillPickler else _ReferringCallPickler
-    return referring(file, keep, going, references)
+    return referring(file, keep, going, refer)
 
 
 class _Globals(dict):  # type: ignore[type-arg]  # stands for a dict, holds but names

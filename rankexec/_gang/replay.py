@@ -21,7 +21,7 @@ from rankexec._gang.picklers import (
     CallPickler,
     DillPickler,
     Keep,
-    References,
+    Refer,
     Referring,
     with_references,
 )
@@ -36,27 +36,25 @@ Dumper = Callable[[io.BytesIO, Keep, Any], Any]
 DEEPEST = 20_000 if sys.version_info >= (3, 12) else 6_000
 
 
-def second_attempt(
-    going: Going | None, error: Exception, references: References | None = None
-) -> Dumper:
+def second_attempt(going: Going | None, error: Exception, refer: Refer | None = None) -> Dumper:
     """Return what may pickle a call after the C pickler has failed with `error`."""
     deep = isinstance(error.__cause__, RecursionError)
-    return partial(_dump_deep if deep else _dump_with_dill, going, references)
+    return partial(_dump_deep if deep else _dump_with_dill, going, refer)
 
 
 def _dump_with_dill(
-    going: Going | None, references: References | None, file: io.BytesIO, keep: Keep, value: Any
+    going: Going | None, refer: Refer | None, file: io.BytesIO, keep: Keep, value: Any
 ) -> Any:
-    pickler = with_references(DillPickler, file, keep, going, references)
+    pickler = with_references(DillPickler, file, keep, going, refer)
     pickler.dump(value)
     return pickler
 
 
 def _dump_deep(
-    going: Going | None, references: References | None, file: io.BytesIO, keep: Keep, value: Any
+    going: Going | None, refer: Refer | None, file: io.BytesIO, keep: Keep, value: Any
 ) -> Any:
     """Pickle with a higher limit: the C pickler has a fixed one (3.12) or fills the C stack."""
-    reducing = with_references(CallPickler, io.BytesIO(), keep, going, references)
+    reducing = with_references(CallPickler, io.BytesIO(), keep, going, refer)
     with _deep():
         replay = Replay(file, reducing, keep)
         replay.dump(value)
@@ -89,7 +87,7 @@ class Replay(_Standard):  # type: ignore[misc]  # see above
         self.reducer_override = reducing.reducer_override
         self.dispatch_table = reducing.dispatch_table
         if isinstance(reducing, Referring):
-            self.persistent_id, self.referred = reducing.persistent_id, reducing.referred
+            self.persistent_id = reducing.persistent_id
 
         def save_reduce(*args: Any, obj: Any) -> None:
             _Standard.save_reduce(self, *args, obj=obj)

@@ -48,13 +48,30 @@ class Travelled:
         self._next = 0
         self._lock = threading.Lock()
 
-    def among(self, memo: Memo) -> dict[int, Reference]:
-        """Return, by id, what of a memo the ranks have."""
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def has(self, obj: Any) -> bool:
+        """Return whether the ranks have an object."""
+        return self._is(id(obj), obj) is not None
+
+    def reference(self, obj: Any) -> Reference | None:
+        """Return what stands for an object that the ranks have; None for others."""
+        known = self._is(id(obj), obj)
+        if known is None or self._is_unlike(reference := known.refer()):
+            return None
+        return reference
+
+    def reached(self, memo: Memo) -> bool:
+        """Return whether the ranks have something of a memo."""
         ids = self._known.keys() & memo.keys()
-        found = {key: known.refer() for key in ids if (known := self._is(key, memo[key][1]))}
-        for key in [key for key, reference in found.items() if self._is_unlike(reference)]:
-            del found[key]
-        return found
+        return any(self.reference(memo[key][1]) is not None for key in ids)
+
+    def numbers(self, memo: Memo) -> dict[int, Number]:
+        """Return, of what of a memo has a number of its own here, that, by the one in the memo."""
+        ids = self._known.keys() & memo.keys()
+        found = ((memo[key][0], self._is(key, memo[key][1])) for key in ids)
+        return {place: known.number for place, known in found if isinstance(known, (Weak, Kept))}
 
     def _is_unlike(self, reference: Reference) -> bool:
         """Return whether nobody can say which of a rank's objects it is; warn if so."""
@@ -66,19 +83,6 @@ class Travelled:
             f"them: a call that reaches a part of it brings them a copy of the caller's"
         )
         return True
-
-    def has(self, obj: Any) -> bool:
-        """Return whether the ranks have an object."""
-        return self._is(id(obj), obj) is not None
-
-    def all(self) -> dict[int, Reference]:
-        """Return all that the ranks have; the ids are those of what is alive."""
-        return {key: known.refer() for key, known in list(self._known.items())}
-
-    def numbers(self, memo: Memo) -> list[tuple[int, Number]]:
-        """Return, of what of a memo has a number of its own here, that in the memo, and that."""
-        found = self.among(memo)
-        return [(memo[key][0], ref.number) for key, ref in found.items() if not ref.path]
 
     def _is(self, key: int, obj: Any) -> Weak | Kept | Below | None:
         known = self._known.get(key)
