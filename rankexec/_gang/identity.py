@@ -10,30 +10,27 @@ seen that nobody else does.
 from __future__ import annotations
 
 import enum
-import sys
 import types
-import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
 from sys import getrefcount
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 __all__ = (
+    "UNCHANGING",
     "Held",
     "Met",
     "Number",
     "Path",
     "Way",
-    "alike",
+    "attributes_of",
     "below",
     "find",
     "find_in",
+    "items_of",
     "met",
     "nobody_else_holds",
-    "walk",
 )
 
 Key = TypeVar("Key")
@@ -79,37 +76,47 @@ def met(memo: Iterable[tuple[int, Any]]) -> Met:
     kinds = _known_kinds.copy()
     found = Met([], [], [])
     loose: dict[int, tuple[int, Any]] = {}
-    attributes: list[tuple[Any, dict[str, Any]]] = []
-    inner: list[Any] = []
+    owners: list[tuple[Any, dict[str, Any]]] = []
+    parts: list[Any] = []
     for number, obj in memo:
         kind = type(obj)
         if kind not in kinds:
             kinds[kind] = _has_weak_references(kind)
-            if not kind.__flags__ & _MADE_AT_RUN_TIME:
-                _known_kinds[kind] = kinds[kind]
-        weak = kinds[kind]
-        if weak:
+        if weak := kinds[kind]:
             found.weak.append((number, obj))
+            if (own := attributes_of(obj)) is not None:
+                owners.append((obj, own))
+                parts.append(own)
         elif weak is not None:
             loose[id(obj)] = number, obj
-        if (weak or kind is types.FunctionType) and (own := _attributes(obj)) is not None:
-            attributes.append((obj, own))
-        if kind is types.FunctionType:
-            inner += obj.__annotations__, obj.__kwdefaults__
-        elif weak is None and kind.__module__.startswith(_OURS):
-            inner.append(_attributes(obj))
-    for part in (*(own for _, own in attributes), *inner):  # apart in a pickle, but no objects
+        else:
+            parts += _parts(obj)
+    for part in parts:
         loose.pop(id(part), None)
-    for owner, own in attributes:
+    for owner, own in owners:
         for (number, obj), path in below(own, loose):
             found.below.append((number, obj, Way(owner, path)))
     found.loose.extend(loose.values())
     return found
 
 
+def _parts(obj: Any) -> tuple[Any, ...]:
+    """Return what is pickled apart from an object, but is nothing by itself."""
+    if isinstance(obj, types.FunctionType):
+        return obj.__dict__, obj.__annotations__, obj.__kwdefaults__
+    return (attributes_of(obj),) if type(obj).__module__.startswith(_OURS) else ()
+
+
 def _has_weak_references(kind: type) -> bool | None:
     """Return whether instances can be referred to weakly; None: they need not be told apart."""
-    if issubclass(kind, _UNCHANGING) or kind.__module__.startswith(_OURS):
+    weak = _find_whether(kind)
+    if not kind.__flags__ & _MADE_AT_RUN_TIME:
+        _known_kinds[kind] = weak
+    return weak
+
+
+def _find_whether(kind: type) -> bool | None:
+    if issubclass(kind, UNCHANGING) or kind.__module__.startswith(_OURS):
         return None
     if kind.__weakrefoffset__:
         return True
@@ -123,7 +130,7 @@ _known_kinds: dict[type, bool | None] = {}
 _MADE_AT_RUN_TIME = 1 << 9
 _OURS = "rankexec."
 _COLLECTED = 1 << 14
-_UNCHANGING = (
+UNCHANGING = (
     type, type(None), tuple, frozenset, str, bytes, int, float, complex, slice, enum.Enum, property,
     staticmethod, classmethod, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     types.CodeType, types.ModuleType, types.MappingProxyType, types.GenericAlias,
@@ -131,7 +138,8 @@ _UNCHANGING = (
 """Functions travel each time, and bring names along that they read; classes are cloudpickle's."""
 
 
-def _attributes(obj: Any) -> dict[str, Any] | None:
+def attributes_of(obj: Any) -> dict[str, Any] | None:
+    """Return an object's own attributes; None if it has none in a dict."""
     try:
         own = object.__getattribute__(obj, "__dict__")
     except Exception:  # it has slots, or is a proxy of what is not there
@@ -153,13 +161,14 @@ def below(own: dict[str, Any], loose: dict[int, tuple[Any, Any]]) -> Iterator[tu
     waiting: list[tuple[Any, Path]] = [(own, ())]
     while loose and waiting:
         container, path = waiting.pop()
-        for step, item in _items(container):
+        for step, item in items_of(container):
             if id(item) in loose:
                 yield loose.pop(id(item)), (*path, step)
                 waiting.append((item, (*path, step)))
 
 
-def _items(container: Any) -> Iterator[tuple[str | int, Any]]:
+def items_of(container: Any) -> Iterator[tuple[str | int, Any]]:
+    """Yield what is in a list or dict that is not too long, and the step there."""
     if isinstance(container, dict) and dict.__len__(container) <= _MANY:
         for place, (key, item) in enumerate(list(dict.items(container))):
             yield (key if type(key) is str else place), item
@@ -169,7 +178,7 @@ def _items(container: Any) -> Iterator[tuple[str | int, Any]]:
 
 def find(way: Way) -> Any:
     """Return what is at the end of a way just now; None if there is nothing."""
-    return find_in(_attributes(way.owner), way.path)
+    return find_in(attributes_of(way.owner), way.path)
 
 
 def find_in(here: Any, path: Path) -> Any:
@@ -187,49 +196,6 @@ def find_in(here: Any, path: Path) -> Any:
 
 def _at(items: dict[Any, Any], place: int) -> Any:
     return next(islice(dict.values(items), place, None))
-
-
-# --- what the ranks have made, each its own ---
-
-_MOST = 10_000
-"""Objects that are looked at for one name."""
-
-
-def walk(value: Any) -> list[Any]:
-    """Return what can be changed of a value and of what is below it, in an order that is its own.
-
-    Nothing of the user's runs, as it would in a pickler.
-    """
-    found: list[Any] = []
-    seen: dict[int, Any] = {}
-    waiting = deque([value])
-    while waiting and len(found) < _MOST:
-        obj = waiting.popleft()
-        if id(obj) in seen or (isinstance(obj, _UNCHANGING) and not isinstance(obj, tuple)):
-            continue
-        seen[id(obj)] = obj
-        found.append(obj)
-        waiting.extend(_inner(obj))
-    return found
-
-
-def _inner(obj: Any) -> Iterable[Any]:
-    if isinstance(obj, tuple):
-        return tuple.__iter__(obj)
-    if isinstance(obj, (dict, list)):
-        return (item for _, item in _items(obj))
-    tensor: Any = getattr(sys.modules.get("torch"), "Tensor", ())
-    inner = list((_attributes(obj) or {}).values())
-    if isinstance(obj, tensor):
-        with suppress(Exception):  # there are tensors without
-            inner.append(tensor.untyped_storage(obj))
-    return inner
-
-
-def alike(found: Iterable[Any]) -> int:
-    """Return a number by which two ranks see whether they have walked the same way."""
-    kinds = (f"{type(obj).__module__}.{type(obj).__qualname__}" for obj in found)
-    return zlib.crc32("\n".join(kinds).encode())
 
 
 def nobody_else_holds(held: Mapping[Key, Held]) -> list[Key]:

@@ -34,6 +34,6 @@ class Kept(NamedTuple):
     bound: list[str] = []  # noqa: RUF012  # never changed
     """The names of `__main__` that the call has bound."""
     signs: dict[str, int] = {}  # noqa: RUF012  # the same
-    """By such a name, what it was bound to, if the caller has one like it: see `identity.alike`."""
+    """By such a name, what it was bound to, if the caller has one like it: see `alike`."""
     dropped: list[tuple[int, int]] = []  # noqa: RUF012  # the same
     """The numbers of objects that came from the caller and are gone: from one up to another."""

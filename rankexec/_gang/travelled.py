@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
-from rankexec._gang.identity import Number, alike, met, nobody_else_holds, walk
+from rankexec._gang.alike import alike, walk
+from rankexec._gang.identity import Number, met, nobody_else_holds
 from rankexec._gang.known import Below, Kept, Reference, Weak
 from rankexec._gang.output import warn
 from rankexec._gang.schedules import Optimizers
