@@ -140,6 +140,20 @@ def run_cells(folder: Path, cells: Sequence[Any]) -> list[Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def result_of_program(folder: Path, *command: str) -> Any:
+    """Return what a Python program's last line says in JSON; each rank has one thread."""
+    env = {"OMP_NUM_THREADS": "1"}
+    done = run_python(command, folder, env=env, timeout=150)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def result_by_torchrun(folder: Path, program: str) -> Any:
+    """Return the same of a program that torchrun runs on two ranks."""
+    command = ("-m", "torch.distributed.run", "--nproc-per-node", "2", program)
+    return result_of_program(folder, *command)
+
+
 def run_script(tmp_path: Path, source: str, **options: object) -> str:
     """Run a script to its end and return what it printed; its stderr has to be empty."""
     script = tmp_path / "script.py"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
-import subprocess
 import sys
 import types
 import weakref
@@ -16,7 +14,13 @@ from pathlib import Path
 
 import faulty_ranks
 import pytest
-from helpers import run_script, with_children_only, with_the_caller
+from helpers import (
+    result_by_torchrun,
+    result_of_program,
+    run_script,
+    with_children_only,
+    with_the_caller,
+)
 from test_session import main_as_before, open_session  # noqa: F401  # fixtures
 
 from rankexec._gang.identity import nobody_else_holds
@@ -488,25 +492,11 @@ def test_training_in_a_session_is_that_of_torchrun(tmp_path):
     """Number for number: the notebook binds optimizers and a scheduler between the ranks' steps."""
     pytest.importorskip("torch")
     program = str(HERE / "train_in_steps.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def output(*command):
-        done = subprocess.run(
-            [sys.executable, *command],
-            check=False,
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    torchrun = output("-m", "torch.distributed.run", "--nproc-per-node", "2", program)
+    torchrun = result_by_torchrun(tmp_path, program)
     assert torchrun[0] != torchrun[1]  # the losses are each rank's own
     assert torchrun[0][:-1] == torchrun[1][:-1]
-    assert output(program, "0") == torchrun
-    assert output(program, "null") == torchrun
+    assert result_of_program(tmp_path, program, "0") == torchrun
+    assert result_of_program(tmp_path, program, "null") == torchrun
 
 
 TENSORS = """\

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import drive_kernel
+from helpers import drive_kernel, result_by_torchrun
 
 pytestmark = [
     pytest.mark.notebook,
@@ -143,3 +146,30 @@ def test_a_kernel_that_ends(drive, tmp_path, action, options) -> None:
 def test_a_kernel_that_is_shut_down(drive) -> None:
     """With a gang that nobody has ended."""
     assert drive("%ranks 2 --standby", "%%ranked\nrank()")[1]["error"] is None
+
+
+@pytest.mark.parametrize("caller_rank", ["0", "none"])
+def test_training_in_cells_is_that_of_torchrun(drive, tmp_path, caller_rank) -> None:
+    """Number for number, with optimizers and a scheduler that cells of the notebook bind."""
+    pytest.importorskip("torch")
+    program = Path(__file__).parent / "train_in_steps.py"
+    text = program.read_text(encoding="utf-8")
+    definitions = text.partition("from torch.nn.parallel")[2].partition("\nSTEPS = ")[0]
+    steps = re.findall(r"\((\w+), (True|False)\)", text.partition("\nSTEPS = ")[2])
+    assert len(steps) == 9
+    cells = [
+        "import copy, torch, torch.distributed as dist",
+        "import rankexec; context = rankexec.TorchDDPCtx(use_gpu=False)",
+        f"from torch.nn.parallel{definitions}",
+        f"%ranks 2 --session --ddp --caller-rank {caller_rank}",
+        *(
+            f"%%ranked\n{name}();" if on_ranks == "True" else f"{name}()"
+            for name, on_ranks in steps
+        ),
+        "%%ranked --gather found\nimport json\nfound = json.dumps(result())\nfound;",
+        "print(repr(found))",
+    ]
+    found = drive(*cells)
+    assert [cell["error"] for cell in found if cell.get("error")] == []
+    ours = [json.loads(text) for text in ast.literal_eval(found[-1]["out"])]
+    assert ours == result_by_torchrun(tmp_path, str(program))

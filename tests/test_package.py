@@ -43,7 +43,8 @@ LAYERS = """
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
     _gang.reading               _gang.travelled
-    _gang.dynamic               _gang.refusals      _gang.transient     _gang.known         _gang.alike
+    _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
+    _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.identity
     _gang.interrupts            _checks             _slots
