@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import multiprocess
 import psutil
 import pytest
 
@@ -56,6 +59,16 @@ def whole_lines(text: str) -> list[str]:
 def last_guardian() -> Guardian:
     """Return the caller's handle on the guardian that was used last."""
     return list(GUARDIANS._by_key.values())[-1]
+
+
+def keep_what_twins_keep() -> None:
+    """Have multiprocessing and its twin make what they keep until this process ends.
+
+    That is a helper process each, and memory for values.
+    """
+    for twin in (multiprocessing, multiprocess):
+        importlib.import_module(f"{twin.__name__}.resource_tracker").ensure_running()
+        twin.RawValue("i")
 
 
 def is_running(pid: int) -> bool:

@@ -42,12 +42,14 @@ LAYERS = """
     _gang.replay                _gang.outcomes      _gang.restore       _gang.arrived
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
-    _gang.reading               _gang.travelled
+    _gang.arrays                _gang.storages
+    _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
     _gang.alike
     _gang.bound                 _notebook.dip_options
-    _gang.modules               _gang.namespace     _gang.identity
+    _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots
+    _gang.descriptors           _gang.mappings
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets

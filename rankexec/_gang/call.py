@@ -5,6 +5,7 @@ The exception is `perform`, the one way in which a rank runs its call, in a chil
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -81,6 +82,8 @@ class Call:
     """Names to set in the rank's `__main__` (`need=`)."""
     amendments: list[Amendment] = field(default_factory=list)
     """What the caller's schedulers have set in optimizers that the ranks of a session have."""
+    recursion_limit: int = field(default_factory=sys.getrecursionlimit)
+    """The caller's."""
 
 
 @dataclass

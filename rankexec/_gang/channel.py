@@ -1,19 +1,19 @@
 """The connection between the caller and a rank.
 
 Everything that goes over it is one small message (a single write, so that nobody waits for the
-second half of a message from a stopped process) and, if there is more to say, one file.
+second half of a message from a stopped process) and, if there is more to say, a few descriptors: of
+one file, and of what the call's own objects have open.
 """
 
 from __future__ import annotations
 
 import pickle
 import weakref
-from dataclasses import replace
 from typing import Any, ClassVar
 
-from multiprocess import reduction
 from multiprocess.connection import Connection
 
+from rankexec._gang import descriptors
 from rankexec._gang.wire import Packed
 
 __all__ = ("Channel",)
@@ -33,20 +33,17 @@ class Channel:
 
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
         """Send one message. `details` are plain values; everything of the user's is packed."""
-        fd = packed.fd if packed else None
-        carried = packed and replace(packed, fd=None)
-        self._connection.send_bytes(pickle.dumps((kind, details, carried, fd is not None)))
-        if fd is not None:
-            reduction.send_handle(self._connection, fd, None)
+        files = packed.files() if packed else []
+        carried = packed and packed.with_files([])
+        self._connection.send_bytes(pickle.dumps((kind, details, carried, len(files))))
+        if files:
+            descriptors.send(self.fileno(), files)
 
     def receive(self) -> tuple[str, Any, Packed | None]:
         """Return the next message's kind, details and payload. Raises EOFError at the end."""
-        kind, details, packed, has_file = pickle.loads(self._connection.recv_bytes())
-        if has_file:
-            try:
-                packed.fd = reduction.recv_handle(self._connection)
-            except RuntimeError as error:  # the sender died between message and file
-                raise EOFError from error
+        kind, details, packed, files = pickle.loads(self._connection.recv_bytes())
+        if files:  # or EOFError: the sender died between message and file
+            packed = packed.with_files(descriptors.receive(self.fileno(), files))
         return kind, details, packed
 
     def poll(self) -> bool:

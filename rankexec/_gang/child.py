@@ -9,7 +9,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rankexec._gang import frameworks, namespace, outcomes, output, schedules, tensors
+from rankexec._gang import (
+    deep,
+    descriptors,
+    frameworks,
+    namespace,
+    outcomes,
+    output,
+    schedules,
+    tensors,
+)
 from rankexec._gang.bound import Bound, values_of
 from rankexec._gang.breaking import Breakable, GangEnded
 from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
@@ -140,14 +149,16 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
     if packed is None:
         raise EOFError("a call came without its content")
     try:
-        if ear is None or packed.first is None:
-            call: Call = unpack(packed)
-        else:
-            call = unpack(packed, partial(ear.arrived.load, first=packed.first))
+        with descriptors.arriving(packed.boxes):
+            if ear is None or packed.first is None:
+                call: Call = unpack(packed)
+            else:
+                call = unpack(packed, partial(ear.arrived.load, first=packed.first))
     finally:
         packed.close()
     namespace.set_in_main(call.needed)
     schedules.amend(call.amendments)
+    deep.take_limit(call.recursion_limit)
     return call
 
 

@@ -21,6 +21,7 @@ from rankexec._gang.names import Going
 __all__ = (
     "CallPickler",
     "DillPickler",
+    "DillResultPickler",
     "Keep",
     "ResultPickler",
     "caller_classes",
@@ -109,7 +110,7 @@ class CallPickler(_Pickler):
         return transient.choose_own(cls) or super()._choose(cls)
 
 
-class DillPickler(CallPickler):
+class _WithDill(_Pickler):
     """The second attempt: what cloudpickle refuses is given to dill, object by object.
 
     Slower, as each object's own `__reduce_ex__` is tried first; only made after a refusal.
@@ -127,6 +128,10 @@ class DillPickler(CallPickler):
 
             return dill.loads, (dill.dumps(obj),)
         return NotImplemented
+
+
+class DillPickler(_WithDill, CallPickler):
+    """For calls."""
 
 
 Refer: TypeAlias = Callable[[Any], "tuple[Any, ...] | None"]
@@ -188,6 +193,10 @@ class ResultPickler(_Pickler):
             if tracked in self._of_caller:
                 return _callers_class, (tracked,)
         return super().reducer_override(obj)
+
+
+class DillResultPickler(_WithDill, ResultPickler):
+    """For results."""
 
 
 def _callers_class(tracked: str) -> type:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import process as twin_process
 from typing import Any
 
 import psutil
@@ -185,7 +186,9 @@ def _preparation() -> dict[str, Any]:
     for name in ("init_main_from_name", "init_main_from_path"):
         data.pop(name, None)
     data["umask"] = _umask()
-    data["authkey"] = bytes(data["authkey"])  # as itself it may only be pickled by multiprocess
+    # As themselves they may only be pickled by their own libraries, while these start a process.
+    data["authkey"] = bytes(data["authkey"])
+    data["twin_authkey"] = bytes(twin_process.current_process().authkey)
     return data  # type: ignore[no-any-return]  # multiprocess has no types
 
 

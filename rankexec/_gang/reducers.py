@@ -15,7 +15,16 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from rankexec._gang import dynamic, modules, refusals, tensors, transient
+from rankexec._gang import (
+    arrays,
+    dynamic,
+    modules,
+    primitives,
+    refusals,
+    storages,
+    tensors,
+    transient,
+)
 
 Reducer = Callable[[Any], Any]
 
@@ -31,7 +40,13 @@ def choose(cls: type) -> Reducer | None:
     ):
         return _exception
     return (
-        _REDUCERS.get(cls) or tensors.choose(cls) or transient.choose(cls) or refusals.choose(cls)
+        _REDUCERS.get(cls)
+        or arrays.choose(cls)
+        or storages.choose(cls)
+        or tensors.choose(cls)
+        or primitives.choose(cls)
+        or transient.choose(cls)
+        or refusals.choose(cls)
     )
 
 

@@ -6,6 +6,7 @@ The other reasons are the picklers' own.
 from __future__ import annotations
 
 import io
+import mmap
 import socket
 import subprocess
 import sys
@@ -21,7 +22,15 @@ __all__ = ("Refused", "advice", "choose")
 
 
 class Refused(TypeError):
-    """An object does not travel, whoever pickles it; the text says why."""
+    """An object does not travel, whoever pickles it; the text says why.
+
+    Attributes:
+        advice: what to do about it, if that is not for all objects of its kind.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(why)
+        self.advice = advice
 
 
 def choose(cls: type) -> Any:
@@ -52,6 +61,7 @@ _ADVICE: tuple[tuple[Any, str], ...] = (
     (types.GeneratorType, "pass list(...) of it, or the function that makes it"),
     ((types.CoroutineType, types.AsyncGeneratorType), "pass the function that makes it"),
     (io.IOBase, "pass its path, and open it inside the function"),
+    (mmap.mmap, "pass an np.memmap of its file, or its path, and map it inside the function"),
     (socket.socket, "pass its address, and connect inside the function"),
     (Future, "pass its result"),
     ((*_RUNNING, subprocess.Popen, Executor), "start it inside the function"),

@@ -7,72 +7,75 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rankexec._gang.deep import deeply, in_caller_of_deeply
 from rankexec._gang.names import Going
 from rankexec._gang.picklers import (
     CallPickler,
     DillPickler,
+    DillResultPickler,
     Keep,
     Refer,
     Referring,
+    ResultPickler,
     with_references,
 )
 
-__all__ = ("Dumper", "Frame", "Replay", "find_refused", "second_attempt")
+__all__ = (
+    "Dumper",
+    "Frame",
+    "Replay",
+    "find_refused",
+    "second_attempt",
+    "second_attempt_of_result",
+)
 
 Dumper = Callable[[io.BytesIO, Keep, Any], Any]
 """Pickles a value, and returns the pickler that has done it."""
 
-# The standard library's pickler in Python takes no C stack from 3.11 on, and before that little;
-# but user code that recurses without end may, up to 1 KiB a frame. 3.12 limits that by itself.
-DEEPEST = 20_000 if sys.version_info >= (3, 12) else 6_000
+Make = Callable[[io.BytesIO, Keep], Any]
 
 
 def second_attempt(going: Going | None, error: Exception, refer: Refer | None = None) -> Dumper:
     """Return what may pickle a call after the C pickler has failed with `error`."""
-    deep = isinstance(error.__cause__, RecursionError)
-    return partial(_dump_deep if deep else _dump_with_dill, going, refer)
+    kinds = (CallPickler, DillPickler)
+    usual, with_dill = (partial(with_references, k, going=going, refer=refer) for k in kinds)
+    return _again(usual, with_dill, error)
 
 
-def _dump_with_dill(
-    going: Going | None, refer: Refer | None, file: io.BytesIO, keep: Keep, value: Any
-) -> Any:
-    pickler = with_references(DillPickler, file, keep, going, refer)
+def second_attempt_of_result(of_caller: frozenset[str], error: Exception) -> Dumper:
+    """Return what may pickle a result after the C pickler has failed with `error`."""
+    kinds = (ResultPickler, DillResultPickler)
+    usual, with_dill = (partial(kind, of_caller=of_caller) for kind in kinds)
+    return _again(usual, with_dill, error)
+
+
+def _again(usual: Make, with_dill: Make, error: Exception) -> Dumper:
+    if isinstance(error.__cause__, RecursionError):
+        return partial(_dump_deep, usual)
+    return partial(_dump, with_dill)
+
+
+def _dump(make: Make, file: io.BytesIO, keep: Keep, value: Any) -> Any:
+    pickler = make(file, keep)
     pickler.dump(value)
     return pickler
 
 
-def _dump_deep(
-    going: Going | None, refer: Refer | None, file: io.BytesIO, keep: Keep, value: Any
-) -> Any:
+def _dump_deep(make: Make, file: io.BytesIO, keep: Keep, value: Any) -> Any:
     """Pickle with a higher limit: the C pickler has a fixed one (3.12) or fills the C stack."""
-    reducing = with_references(CallPickler, io.BytesIO(), keep, going, refer)
-    with _deep():
-        replay = Replay(file, reducing, keep)
+
+    def dump() -> Any:
+        replay = Replay(file, make(io.BytesIO(), keep), keep)
         replay.dump(value)
-    return replay
+        return replay
 
-
-_deepening = threading.RLock()
-
-
-@contextmanager
-def _deep() -> Iterator[None]:
-    with _deepening:  # the limit is the process's, and each thread puts back what it has found
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, DEEPEST))
-        try:
-            yield
-        finally:
-            sys.setrecursionlimit(limit)
+    return deeply(dump)
 
 
 # Private, but the only way; its stubs have no more than its public methods.
@@ -84,7 +87,7 @@ class Replay(_Standard):  # type: ignore[misc]  # see above
 
     def __init__(self, file: io.BytesIO, reducing: CallPickler, keep: Keep) -> None:
         super().__init__(file, 5, buffer_callback=keep)
-        self.reducer_override = reducing.reducer_override
+        self.reducer_override = in_caller_of_deeply(reducing.reducer_override)
         self.dispatch_table = reducing.dispatch_table
         if isinstance(reducing, Referring):
             self.persistent_id = reducing.persistent_id
@@ -113,8 +116,7 @@ def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exceptio
 
     replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep, going), keep)
     try:
-        with _deep():
-            replay.dump(value)
+        deeply(partial(replay.dump, value))
     except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
         return _frames(error), error.with_traceback(None)
     return [], None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from types import ModuleType
 
 from rankexec._gang import refusals
 from rankexec._gang.call import Call
+from rankexec._gang.descriptors import Beside, collecting
 from rankexec._gang.modules import registered
 from rankexec._gang.names import Going
 from rankexec._gang.naming import name_of, place
@@ -32,14 +34,24 @@ def pack_call(
         NotShippable: something in it cannot be pickled; names the argument or variable, and the
             path from there.
     """
-    with registered(by_value):
+    with registered(by_value), collecting() as beside:
         try:
-            return pack(call) if going is None else pack_owned(call, going)
+            packed = pack(call) if going is None else pack_owned(call, going)
+            return _with_boxes(packed, beside)
         except MemoryError:
             raise
         except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
             refused = _refusal(call, going, error)
     raise refused  # here it has no chain of causes, which would say the same in pickle's words
+
+
+def _with_boxes(packed: Packed, beside: Beside) -> Packed:
+    try:
+        packed.boxes = beside.boxes()  # if there were two attempts, of both: no harm in too many
+    except BaseException:  # at the limit of open files
+        packed.close()
+        raise
+    return packed
 
 
 def _refusal(call: Call, going: Going | None, error: Exception) -> NotShippable:
@@ -49,7 +61,16 @@ def _refusal(call: Call, going: Going | None, error: Exception) -> NotShippable:
         return NotShippable(f"the call of {name_of(call.fn)}", _reason(error))
     obj = frames[-1].obj
     what = f"{place(frames)} (a {type(obj).__qualname__})"
-    return NotShippable(what, _reason(error), refusals.advice(obj))
+    return NotShippable(what, _reason(error), _advice(error) or refusals.advice(obj))
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return (
+            "raise the limit (ulimit -n), or share by names: "
+            'torch.multiprocessing.set_sharing_strategy("file_system")'
+        )
+    return getattr(error, "advice", "")
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rankexec._torch import has_own_gpu
 
-__all__ = ("choose", "is_rank")
+__all__ = ("choose", "is_rank", "untyped")
 
 _rank_here: tuple[int, int] | None = None
 
@@ -37,7 +37,7 @@ def choose(cls: type) -> Callable[[Any], Any] | None:
     if not cls.__module__.startswith("torch"):
         return None
     if issubclass(cls, storage.UntypedStorage):
-        return _untyped
+        return untyped
     if issubclass(cls, storage.TypedStorage):
         return _typed
     return None
@@ -54,7 +54,8 @@ def _rebuild_typed(untyped: Any, dtype: Any) -> Any:
     return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
-def _untyped(storage: Any) -> Any:
+def untyped(storage: Any) -> Any:
+    """Reduce a storage to a buffer."""
     kind = storage.device.type
     if kind == "meta":
         return NotImplemented

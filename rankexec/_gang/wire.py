@@ -8,15 +8,15 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import cloudpickle
 
-from rankexec._gang import sockets
+from rankexec._gang import descriptors, sockets
 from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
-from rankexec._gang.replay import Dumper, second_attempt
+from rankexec._gang.replay import Dumper, second_attempt, second_attempt_of_result
 
 __all__ = ("Dumped", "Packed", "dump", "pack", "pack_result", "unpack")
 
@@ -32,7 +32,8 @@ _NONE = pickle.dumps(None)
 class Packed:
     """A pickled value: in `stream` if it is small, else in the file `fd`.
 
-    `sections` are (offset, size) in that file: the stream first, then its buffers.
+    `sections` are (offset, size) in that file: the stream first, then its buffers. In `boxes` are
+    the descriptors that belong to the value.
     """
 
     stream: bytes
@@ -40,12 +41,22 @@ class Packed:
     fd: int | None = None
     first: int | None = None
     """Of a session's call, the number of the first object that it brings."""
+    boxes: tuple[int, ...] = ()
+
+    def files(self) -> list[int]:
+        """Return all that is to be sent beside it."""
+        return [*([] if self.fd is None else [self.fd]), *self.boxes]
+
+    def with_files(self, files: list[int]) -> Packed:
+        """Return the same with what was received beside it."""
+        fd, boxes = (files[0], files[1:]) if files and self.sections else (None, files)
+        return replace(self, fd=fd, boxes=tuple(boxes))
 
     def close(self) -> None:
-        """Give the file back. Nothing else needs to be done: the file has no name."""
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        """Give the files back. Nothing else needs to be done: they have no names."""
+        files = self.files()
+        self.fd, self.boxes = None, ()
+        descriptors.close_all(files)
 
 
 Make = Callable[[io.BytesIO, Keep], cloudpickle.Pickler]
@@ -85,7 +96,8 @@ def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) 
     if value is None:  # most ranks are asked for nothing; a pickler's first use touches many pages
         return Packed(_NONE)
     make = partial(ResultPickler, of_caller=of_caller)
-    return dump(value, make, inline=inline).packed(inline=inline)
+    again = partial(second_attempt_of_result, of_caller)
+    return dump(value, make, inline=inline, again=again).packed(inline=inline)
 
 
 Load = Callable[[Any, list[memoryview]], Any]

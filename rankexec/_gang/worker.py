@@ -32,6 +32,7 @@ import traceback
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing import process as twin_process
 from typing import Any, TypeAlias
 
 from multiprocess import Pipe, spawn
@@ -115,7 +116,8 @@ def rehearse(take_environment: TakeEnvironment) -> None:
     """Serve an empty call that this process sends itself, and leave."""
     ours, theirs = (Channel(end) for end in Pipe())
     preparation = spawn.get_preparation_data("rank")
-    preparation.update(umask=0o077, authkey=bytes(preparation["authkey"]))
+    authkey = bytes(preparation["authkey"])
+    preparation.update(umask=0o077, authkey=authkey, twin_authkey=authkey)
     seat = Seat(0, 1, "", 0, 0, 1)
     ours.send("prepare", (preparation, {**os.environ, **seat.environment()}))
     call = pack_result(Call(int, (), {}, None, {}), frozenset())
@@ -177,6 +179,8 @@ def _prepare(preparation: dict[str, Any]) -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.modules["__main__"].__dict__["__builtins__"] = __builtins__
     os.umask(preparation.pop("umask"))
+    # Of the library of which multiprocess is a copy: managers of either ask for it.
+    twin_process.current_process().authkey = preparation.pop("twin_authkey")
     spawn.prepare(preparation)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
