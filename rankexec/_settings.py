@@ -30,6 +30,7 @@ class Settings:
     caller_rank: int | None
     gather: bool | Callable[[list[Any]], Any]
     timeout: float | None
+    leave_timeout: float | None
     need: str | tuple[str, ...]
     imports: str
     by_value: tuple[ModuleType, ...]
@@ -45,6 +46,7 @@ class Settings:
         caller_rank: int | None,
         gather: Any,
         timeout: float | None,
+        leave_timeout: float | None,
         need: Any,
         imports: str,
         by_value: Any,
@@ -59,7 +61,8 @@ class Settings:
             ctx=_checked_ctx(ctx),
             caller_rank=caller_rank,
             gather=_checked_gather(gather),
-            timeout=_checked_timeout(timeout),
+            timeout=_checked_limit("timeout", timeout),
+            leave_timeout=_checked_limit("leave_timeout", leave_timeout),
             need=_checked_need(need),
             imports=namespace.parse_imports(imports),
             by_value=_checked_by_value(by_value),
@@ -121,13 +124,13 @@ def _checked_gather(gather: Any) -> Any:
     raise TypeError(f"gather takes True, False or a callable that takes the list, got {gather!r}")
 
 
-def _checked_timeout(timeout: Any) -> float | None:
-    check_seconds("timeout", timeout)
-    if timeout is None:
+def _checked_limit(name: str, seconds: Any) -> float | None:
+    check_seconds(name, seconds)
+    if seconds is None:
         return None
-    if not timeout > 0:
-        raise ValueError(f"timeout takes seconds above 0, or None, got {timeout!r}")
-    return float(timeout)
+    if not seconds > 0:
+        raise ValueError(f"{name} takes seconds above 0, or None, got {seconds!r}")
+    return float(seconds)
 
 
 def _checked_need(need: Any) -> str | tuple[str, ...]:

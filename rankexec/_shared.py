@@ -64,9 +64,10 @@ class Shared:
         self._started: weakref.WeakSet[LazyMap] = weakref.WeakSet()
         self.launcher.lease(preload)
         # As long to import as all the rest: not with rankexec, but while the launcher gets ready.
-        from rankexec._gang import fresh, run
+        from rankexec._gang import fresh, leaving, run
 
         self._run, self._fresh = run, fresh
+        self._leaving = leaving.Leaving()
         self._release = weakref.finalize(self, _release, self.launcher, self._pid)
         _living.add(self)
 
@@ -81,7 +82,9 @@ class Shared:
 
     def job(self, call: Call, settings: Settings, future: RankedFuture[Any]) -> Job:
         """Return a call on processes of its own."""
-        processes = self._fresh.Fresh(self.slots, self.launcher, self._here)
+        processes = self._fresh.Fresh(
+            self.slots, self.launcher, self._here, self._leaving, settings.leave_timeout
+        )
         return self._run.Job(call, settings, processes, future)
 
     def run_here(self, job: Job) -> None:
@@ -122,10 +125,11 @@ class Shared:
         return session
 
     def cancel_all(self) -> None:
-        """Cancel every gang that is not finished, also those that run."""
+        """Cancel every gang that is not finished, also those that run; end ranks that leave."""
         self._drop_maps()
         for future in self._submitted():
             future.cancel()
+        self._leaving.end()
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         """Take no more calls, run or cancel what is pending, then end every process."""
@@ -144,9 +148,16 @@ class Shared:
         with ExitStack() as stack:
             stack.callback(self._release)
             for pool in (self._here, self._apart):
-                stack.callback(pool.shutdown, wait=wait)
+                stack.callback(self._finish, pool, wait=wait)
             for session in list(self._sessions):
                 stack.callback(session.shutdown, wait=wait, cancel_futures=cancel_futures)
+
+    def _finish(self, pool: ThreadPoolExecutor, *, wait: bool) -> None:
+        try:
+            pool.shutdown(wait=wait)
+        except BaseException:  # Ctrl-C: what is waited for may be ranks that leave
+            self._leaving.end()
+            raise
 
     def _submitted(self) -> list[RankedFuture[Any]]:
         with self._lock:  # another thread may be submitting

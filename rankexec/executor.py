@@ -49,6 +49,8 @@ class RankedExecutor(Executor):
             devices, or on the CPU cores, and at least one.
         timeout: seconds that a gang may take; then its ranks are ended and `GangTimeout` carries
             their Python stacks. None: no limit.
+        leave_timeout: seconds that a rank's process may take to end after its call; then it is
+            killed, and a RuntimeWarning names what it waited for. None: no limit.
         need: names of the caller's `__main__` to set in every rank's, "a b" or ["a", "b"].
         imports: import statements, a string, that each rank runs before it unpacks the call.
         by_value: modules whose code travels with the call, as the caller has it, instead of being
@@ -72,6 +74,7 @@ class RankedExecutor(Executor):
         devices: Iterable[int | str] | None = None,
         max_gangs: int | None = None,
         timeout: float | None = None,
+        leave_timeout: float | None = 60.0,
         need: str | Iterable[str] = "",
         imports: str = "",
         by_value: Iterable[ModuleType] = (),
@@ -86,6 +89,7 @@ class RankedExecutor(Executor):
             caller_rank=caller_rank,
             gather=gather,
             timeout=timeout,
+            leave_timeout=leave_timeout,
             need=need,
             imports=imports,
             by_value=by_value,

@@ -29,7 +29,7 @@ LAYERS = """
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
     launchers._ends             _gang.worker        _gang.fresh         _gang.watch
     launchers._preload          launchers._pages    _gang.child         launchers._command
-    _gang.held                  _gang.run
+    _gang.held                  _gang.run           _gang.leaving
     _gang.failures
     _gang.gang
     _gang.crew
@@ -48,10 +48,11 @@ LAYERS = """
     _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
-    _gang.interrupts            _checks             _slots
+    _gang.interrupts            _checks             _slots              _gang.finish
     _gang.descriptors           _gang.mappings
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
+    _gang.stacks
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
     _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown

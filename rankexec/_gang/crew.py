@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -81,8 +82,17 @@ class Crew:
         for member in self.members.values():
             member.send("leave")
 
-    def reap(self) -> None:
-        """Wait until no process is left, and close what was held of them."""
+    def end(self) -> None:
+        """End them by force, from any thread, if they are there; returns at once."""
+        self.loop.tell(self.kill)
+
+    def reap(self, leave_timeout: float | None) -> None:
+        """Wait until no process is left, at last by force, and close what was held of them."""
+        limit = math.inf if leave_timeout is None else leave_timeout
+        in_time = self._killed or reap.wait(self.loop, self.members, limit)
+        if not in_time and not self._killed:
+            reap.warn_late(self.loop, self.members, limit)
+            self.kill()
         reap.reap(self.loop, self.members)
 
     def _on_output(self, reader: OutputReader) -> None:
@@ -93,6 +103,8 @@ class Crew:
         message = member.receive()
         if message is None:
             self.loop.ignore(member.child.channel)
+        elif message[0] == "waits":
+            member.threads = message[1]
         elif self.gang is not None:
             self.gang.on_message(member, *message)
 

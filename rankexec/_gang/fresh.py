@@ -11,6 +11,7 @@ from rankexec._gang.call import make_context
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
 from rankexec._gang.gang import Gang
+from rankexec._gang.leaving import Leaving
 from rankexec._gang.plan import prepare
 from rankexec._gang.restore import as_before
 from rankexec._gang.run import Job, Part, conduct_apart
@@ -27,12 +28,23 @@ class Fresh:
         slots: what the gang takes its devices from.
         launcher: what starts the children.
         pool: where a gang with a caller's rank is supervised.
+        leaving: the executor's gangs whose ranks are ending.
+        leave_timeout: seconds that this one's may take for that.
     """
 
-    def __init__(self, slots: Slots, launcher: Launcher, pool: Executor) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        launcher: Launcher,
+        pool: Executor,
+        leaving: Leaving,
+        leave_timeout: float | None,
+    ) -> None:
         self._slots = slots
         self._launcher = launcher
         self._pool = pool
+        self._leaving = leaving
+        self._leave_timeout = leave_timeout
         self._devices: list[str] | None = None
         self._holding = ExitStack()
 
@@ -44,7 +56,7 @@ class Fresh:
             # end nothing of ours holds them.
             del job.future, job.call
             if gang is not None:
-                gang.crew.reap()
+                self._leaving.reap(gang.crew, self._leave_timeout)
 
     def standing(self, _job: Job) -> AbstractContextManager[Any]:
         return as_before()
@@ -58,6 +70,8 @@ class Fresh:
         context = make_context(job.call.ctx)
         plan = prepare(job.packed, settings, self._devices, self._launcher, context)
         holding.enter_context(plan.side)
+        if settings.caller_rank is not None:
+            self._leaving.wait(settings.timeout)  # it has the one thread of the pool
         return Part(plan, context, CallerRank(settings.caller_rank or 0))
 
     def drop(self, job: Job) -> None:  # noqa: ARG002  # a session's need it
@@ -69,17 +83,22 @@ class Fresh:
     def supervise(self, gang: Gang) -> None:
         # The context of this thread: a notebook's output finds its cell by it.
         context = contextvars.copy_context()
+        self._leaving.begin(gang.crew)
         try:
             self._pool.submit(context.run, self._supervise, gang)
         except BaseException:  # no thread to be had
-            gang.crew.reap()
+            gang.crew.reap(0.0)
+            self._leaving.over(gang.crew)
             raise
 
     def _supervise(self, gang: Gang) -> None:
         with self._holding:
-            gang.supervise()
-            gang.crew.dismiss()
-            gang.crew.reap()
+            try:
+                gang.supervise()
+                gang.crew.dismiss()
+                self._leaving.reap(gang.crew, self._leave_timeout)
+            finally:
+                self._leaving.over(gang.crew)
 
     def settled(self, gang: Gang) -> None:
         gang.crew.dismiss()  # not sooner: their end would take the caller's core

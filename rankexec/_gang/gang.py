@@ -72,7 +72,7 @@ class Gang:
     # --- for other threads ---
 
     def end(self, why: BaseException) -> None:
-        """End the gang; `why` is what became of it, unless it was settled before."""
+        """End the gang; `why` is what became of it. If it is settled, ranks that leave are killed."""
         self._loop.tell(partial(self._give_verdict, why))
 
     def report(self, error: BaseException | None, value: Any) -> None:
@@ -152,6 +152,8 @@ class Gang:
     def _give_verdict(self, why: BaseException) -> None:
         if not self._over():
             self.verdict = why
+        elif self.settled.is_set() and self._plan.stage == "once":
+            self.crew.kill()
 
     def _take(self, outcome: Outcome) -> None:
         self._outcomes.report(outcome, time.monotonic())

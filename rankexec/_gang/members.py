@@ -28,6 +28,8 @@ class Member:
         self.ready = False
         self.ended: Ended | Exception | None = None
         self.stacks = b""
+        self.threads: dict[int, str] = {}
+        """By ident, the names of the threads that its end waits for."""
         self._prefix = prefix
         self._closing = ExitStack()
         sink = sink_for(info.rank, output, self._closing, prefix)

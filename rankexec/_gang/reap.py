@@ -10,11 +10,10 @@ from rankexec._gang.caller import CallerRank
 from rankexec._gang.loop import Loop
 from rankexec._gang.members import Member
 from rankexec._gang.output import warn
+from rankexec._gang.stacks import waited_for
 
-__all__ = ("collect_stacks", "free", "halt", "kill", "reap", "wait")
+__all__ = ("collect_stacks", "free", "halt", "kill", "reap", "wait", "warn_late")
 
-LEAVE_SECONDS = 2.0
-"""How long a rank may take to end after its call, before its tree is killed."""
 DIE_SECONDS = 10.0
 """How long a killed rank may take to be torn down (gigabytes take their time)."""
 HALT_SECONDS = 2.0
@@ -102,6 +101,19 @@ def collect_stacks(loop: Loop, members: Members) -> dict[int, str]:
     return {rank: m.stacks.decode("utf-8", "replace") for rank, m in members.items()}
 
 
+def warn_late(loop: Loop, members: Members, seconds: float) -> None:
+    """Say which ranks have not ended in time after their call, and what they wait for."""
+    late = {rank: member for rank, member in members.items() if not member.is_gone()}
+    stacks = collect_stacks(loop, late)
+    for rank, member in late.items():
+        if member.ended is None:
+            warn(
+                f"rank {rank} (pid {member.info.pid}) did not end within {seconds:g} s after its "
+                f"call (leave_timeout) and is ended by force; it waited for "
+                f"{waited_for(stacks[rank], member.threads)}"
+            )
+
+
 def wait(loop: Loop, members: Members, seconds: float = DIE_SECONDS) -> bool:
     """Wait until no process of the gang is left. Returns whether that came in time.
 
@@ -116,10 +128,8 @@ def wait(loop: Loop, members: Members, seconds: float = DIE_SECONDS) -> bool:
 
 
 def reap(loop: Loop, members: Members) -> None:
-    """Wait until no process of the gang is left, after two seconds by force; close everything."""
-    if not wait(loop, members, LEAVE_SECONDS):
-        kill(members)
-        wait(loop, members)
+    """Wait until no process of a gang that was killed, or has ended, is left; close everything."""
+    wait(loop, members)
     for rank, member in members.items():
         if not member.is_gone():  # in a system call that the kernel cannot break off
             warn(f"rank {rank} (pid {member.info.pid}) was killed but does not die")

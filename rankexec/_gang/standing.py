@@ -83,7 +83,8 @@ class Standing:
             self._devices = holding.enter_context(
                 slots.taken(settings.world_size, for_session=True)
             )
-            self.watch = Watch(self._crew, holding.pop_all().close)
+            at_end = holding.pop_all().close
+            self.watch = Watch(self._crew, at_end, settings.leave_timeout)
 
     def enter(self) -> None:
         """Start the ranks and have them enter the context. Raises what that has raised."""

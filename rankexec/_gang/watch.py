@@ -21,10 +21,14 @@ class Watch:
     Args:
         crew: the ranks; when there is nothing more to do, they are let go and reaped.
         at_end: called then, at last.
+        leave_timeout: seconds that the ranks may take to end when they are let go.
     """
 
-    def __init__(self, crew: Crew, at_end: Callable[[], None]) -> None:
+    def __init__(
+        self, crew: Crew, at_end: Callable[[], None], leave_timeout: float | None
+    ) -> None:
         self.closing = False
+        self._leave_timeout = leave_timeout
         self._crew = crew
         self._at_end = at_end
         self._work: deque[Work] = deque()
@@ -44,12 +48,16 @@ class Watch:
         return True
 
     def close(self) -> None:
-        """Let the thread end when all is done, and wait for it."""
+        """Let the thread end when all is done, and wait for it; Ctrl-C ends the ranks."""
         with self._lock:
             self.closing = True
         self._crew.loop.tell(_wake)
         if not self.is_here():
-            self._thread.join()
+            try:
+                self._thread.join()
+            except BaseException:
+                self._crew.end()
+                raise
 
     def is_here(self) -> bool:
         """Return whether this is that thread: a future's callback may be what is asking."""
@@ -60,7 +68,7 @@ class Watch:
             work()
             del work  # idle, hold nothing of the user's
         self._crew.dismiss()
-        self._crew.reap()
+        self._crew.reap(self._leave_timeout)
         self._at_end()
 
     def _next(self) -> Work | None:

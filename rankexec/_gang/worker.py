@@ -11,15 +11,17 @@ wants_value, stage), packed call), then "go" when all ranks are ready; "halt" br
 session off; "leave", or the end of the connection.
 To the caller: ("ready", (info, None)); from inside the context ("returned", (info, when), packed
 value) or ("raised", (info, None), packed description), in a session ("refused", ...) for a value
-that cannot travel; at last ("left", (info, (bound, dropped)), packed description or None): of a
-session, the names that the call has bound, and the objects that the rank has no longer. A call that
-does not unpack has raised without having been ready; one that was broken off has only left.
+that cannot travel; at last ("left", (info, kept), packed description or None), `kept` being what a
+rank of a session has since the call (`sets.Kept`); at the end of a process that has threads to wait
+for, ("waits", their names by ident). A call that does not unpack has raised without having been
+ready; one that was broken off has only left.
 
 A fork of the guardian begins with `serve`, and is told its environment; else that is None.
 """
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import io
 import os
@@ -90,6 +92,7 @@ def serve(channel: Channel, stacks: int, take_environment: TakeEnvironment | Non
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     _talk(channel, take_environment)
     time.sleep(GIVE_WAY_SECONDS)
+    _tell_threads(channel)
 
 
 def main_unguarded(port: int) -> None:
@@ -98,6 +101,7 @@ def main_unguarded(port: int) -> None:
     Tokens come by stdin; with each a connection is made to `port`: the channel, and a line on which
     the caller asks for stacks, and whose end is the caller's.
     """
+    atexit.register(_end_children)  # when its threads, which may need them, have ended
     connections = []
     for _ in range(2):
         connection = socket.create_connection(("127.0.0.1", port))
@@ -108,8 +112,9 @@ def main_unguarded(port: int) -> None:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
     sockets.PASSES_FILES = False
-    _talk(Channel(Connection(channel.detach())))
-    _end_children()
+    last = Channel(Connection(channel.detach()))
+    _talk(last)
+    _tell_threads(last)
 
 
 def rehearse(take_environment: TakeEnvironment) -> None:
@@ -136,6 +141,14 @@ def _watch(line: socket.socket) -> None:
             line.sendall(_stacks().encode("utf-8", "backslashreplace"))
     _end_children()
     os._exit(1)
+
+
+def _tell_threads(channel: Channel) -> None:
+    """Tell the caller, who may have to say it, what threads the end of this process waits for."""
+    waits = {t.ident: t.name for t in threading.enumerate() if not t.daemon}
+    if len(waits) > 1:
+        with suppress(OSError):
+            channel.send("waits", waits)
 
 
 def _stacks() -> str:

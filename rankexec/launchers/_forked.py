@@ -5,20 +5,17 @@ What a fork must not share is taken apart here: random generators, signal handle
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
-import threading
 import traceback
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from multiprocess.connection import Connection
 
-from rankexec._gang import output, worker
+from rankexec._gang import finish, worker
 from rankexec._gang.channel import Channel
 from rankexec._gang.restore import restore_environment
 from rankexec._notebook import cell  # noqa: F401  # to import it takes a rank 8 ms, for every cell
@@ -51,9 +48,10 @@ def _become_rank(ends: Sequence[int], guardian: int, *, ahead: bool) -> NoReturn
     code = 1
     try:
         worker.die_with(guardian)
-        do_not_wait_at_exit()
+        finish.begin()
+        if "torch" in sys.modules:
+            do_not_wait_at_exit()
         _forget_signals()
-        _forget_finalizers()
         _reseed()
         channel, stacks, stdout, stderr = ends
         _take_streams(stdout, stderr)
@@ -68,27 +66,13 @@ def _become_rank(ends: Sequence[int], guardian: int, *, ahead: bool) -> NoReturn
     except BaseException:
         traceback.print_exc()
     finally:
-        _end(code)
+        finish.finish(code)
 
 
 def _forget_signals() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _forget_finalizers() -> None:
-    """Leave the finalizers of preloaded modules to the guardian: torch has hundreds.
-
-    At the rank's end they would take 40 ms, most of it for pages that they touch and thereby copy.
-    The old registry is kept, as freeing it would touch them too.
-    """
-    finalize: Any = weakref.finalize
-    _inherited.append(finalize._registry)
-    finalize._registry = {}
-
-
-_inherited: list[Any] = []
 
 
 def _take_streams(stdout: int, stderr: int) -> None:
@@ -118,13 +102,3 @@ def _reseed() -> None:
         numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
     if torch := sys.modules.get("torch"):
         torch.default_generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-
-
-def _end(code: int) -> NoReturn:
-    """End as an interpreter does, but without tearing down the modules of the guardian."""
-    with suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined]  # joins the threads that must be
-    with suppress(BaseException):
-        atexit._run_exitfuncs()
-    output.flush()
-    os._exit(code)
