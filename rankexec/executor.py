@@ -41,7 +41,7 @@ class RankedExecutor(Executor):
         ctx: a context manager, or a callable without arguments that makes one, entered around
             `fn` on every rank, for instance `TorchDDPCtx()`. A callable is called in the caller
             too, which may have a side of the context to hold.
-        caller_rank: the rank that the calling thread runs, 0 to world_size-1; None: none.
+        caller_rank: the rank that the calling thread runs, 0 to world_size-1, or None.
         gather: False: the future resolves to rank 0's value; True: to a list by rank; a callable:
             to what it makes of that list, in the caller.
         devices: GPU ids, as CUDA_VISIBLE_DEVICES takes them, that the gangs share out.
@@ -181,8 +181,7 @@ class RankedExecutor(Executor):
         """
         check_map(fn, timeout, chunksize, buffersize)
         self._shared.check_open()
-        items = zip(*iterables, strict=False)
-        run = partial(self._submit, fn=fn, kwargs={})
+        items, run = zip(*iterables, strict=False), partial(self._submit, fn=fn, kwargs={})
         if self._settings.caller_rank is None:
             return run_ahead(partial(run, self._settings), items, timeout, buffersize)
         started = self._shared.started
@@ -222,9 +221,8 @@ class RankedExecutor(Executor):
         self._shared.slots.check_reachable(self._settings.world_size, inside=inside)
         from rankexec.session import Session  # as long to import as all the rest
 
-        return self._shared.opened(
-            Session(self._settings, self._shared.slots, self._shared.launcher)
-        )
+        session = Session(self._settings, self._shared.slots, self._shared.launcher)
+        return self._shared.opened(session)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; run what is pending, then end every process.

@@ -52,7 +52,7 @@ LAYERS = """
     _gang.descriptors           _gang.mappings
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
-    _gang.stacks
+    _gang.stacks                _gang.trackers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
     _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown

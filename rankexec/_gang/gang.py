@@ -72,7 +72,7 @@ class Gang:
     # --- for other threads ---
 
     def end(self, why: BaseException) -> None:
-        """End the gang; `why` is what became of it. If it is settled, ranks that leave are killed."""
+        """End the gang; `why` is what became of it. Once settled: end the ranks that leave."""
         self._loop.tell(partial(self._give_verdict, why))
 
     def report(self, error: BaseException | None, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ranks whose gang is settled and whose processes have yet to end: who waits for them, and how long."""
+"""Ranks whose gang is settled and whose processes have yet to end, and who waits for them."""
 
 from __future__ import annotations
 

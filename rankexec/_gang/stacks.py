@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 __all__ = ("waited_for",)
 
-_THREAD = re.compile(r"^(?:Current thread|Thread) (\S+)(?: \[.*\])?( \(most recent call first\))?:$")
+_THREAD = re.compile(
+    r"^(?:Current thread|Thread) (\S+)(?: \[.*\])?( \(most recent call first\))?:$"
+)
 _FRAME = re.compile(r'^  File "(.*)", line (\d+),? in (.*)$')
 _SHUTDOWN = ("_shutdown", "wait_for_thread_shutdown")
 
@@ -48,7 +50,7 @@ def _threads(stacks: str) -> dict[str, list[_Frame]]:
             frames = found[thread[1]] = []
             innermost_first = thread[2] is not None
         elif frame := _FRAME.match(line):
-            frames.insert(len(frames) if innermost_first else 0, frame.group(1, 2, 3))
+            frames.insert(len(frames) if innermost_first else 0, (frame[1], frame[2], frame[3]))
     return found
 
 

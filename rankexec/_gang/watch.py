@@ -24,9 +24,7 @@ class Watch:
         leave_timeout: seconds that the ranks may take to end when they are let go.
     """
 
-    def __init__(
-        self, crew: Crew, at_end: Callable[[], None], leave_timeout: float | None
-    ) -> None:
+    def __init__(self, crew: Crew, at_end: Callable[[], None], leave_timeout: float | None) -> None:
         self.closing = False
         self._leave_timeout = leave_timeout
         self._crew = crew

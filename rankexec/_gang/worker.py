@@ -1,10 +1,11 @@
 """The rank process: started by the guardian, talks to the caller over one channel.
 
-    python -c ... main(channel, stacks, guardian)
+    python -c ... main(channel, stacks, guardian, news)
 
     channel    descriptor of the connection to the caller
     stacks     descriptor to which the stacks of all threads go when STACKS_SIGNAL comes
     guardian   pid of the parent; this process dies with it
+    news       descriptor on which it is told of resource trackers, see `trackers`
 
 From the caller: ("prepare", (data, environment)), then for every call ("call", (seat, imports,
 wants_value, stage), packed call), then "go" when all ranks are ready; "halt" breaks the call of a
@@ -46,6 +47,7 @@ from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
 from rankexec._gang.sets import NOTHING
+from rankexec._gang.trackers import prepare_trackers
 from rankexec._gang.wire import pack_result
 
 __all__ = (
@@ -74,9 +76,10 @@ STACKS_SIGNAL: int = (
 TakeEnvironment: TypeAlias = Callable[[Mapping[str, str]], None]
 
 
-def main(channel: int, stacks: int, guardian: int) -> None:
+def main(channel: int, stacks: int, guardian: int, news: int) -> None:
     """Serve the caller's calls, then end."""
     die_with(guardian)
+    prepare_trackers(news)
     serve(Channel(Connection(channel)), stacks)
 
 

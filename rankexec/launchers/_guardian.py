@@ -39,6 +39,7 @@ from multiprocess import reduction
 from multiprocess.connection import Connection
 
 from rankexec._gang.libc import become_subreaper
+from rankexec._gang.trackers import prepare_trackers
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers._ends import DESCRIPTORS, close_all
@@ -69,6 +70,7 @@ class _Guardian:
         self._caller = caller
         self._starting: Connection | None = None
         self._ranks = Ranks()
+        prepare_trackers(self._ranks.news)  # of those who are forked from here
         self._closing = False
         self._standby = Standby(offered, offers, self._ranks, self._start_ahead)
         self._refusal: PreloadError | None = None
@@ -103,8 +105,8 @@ class _Guardian:
 
     def _tend(self) -> float | None:
         """Do one thing that nobody waits for; return how long there is nothing more to do."""
-        if self._closing:
-            return None
+        if (wait := self._ranks.tend()) is not None or self._closing:
+            return wait
         if self._later:
             self._late = self._started
             self._preload([self._later.pop(0)])
@@ -179,7 +181,7 @@ class _Guardian:
         if command is None:
             self._bring_up(ends, key, partial(fork_rank, close=self._close_own, ahead=False))
         else:
-            self._bring_up(ends, key, partial(_exec, command, environment))
+            self._bring_up(ends, key, partial(_exec, command, environment, self._ranks.news))
 
     def _start_ahead(self, ends: list[int], key: int) -> bool:
         begin = partial(fork_rank, close=self._close_own, ahead=True)
@@ -233,13 +235,13 @@ class _Guardian:
         self._standby.over()
 
 
-def _exec(command: list[str], environment: Mapping[str, str] | None, ends: list[int]) -> int:
+def _exec(command: list[str], environment: Any, news: int, ends: list[int]) -> int:
     """Start a fresh interpreter; return its pid."""
     channel, stacks, stdout, stderr = ends
     process = subprocess.Popen(
-        [*command[:-1], str(channel), str(stacks), str(os.getpid()), command[-1]],
+        [*command[:-1], *map(str, (channel, stacks, os.getpid(), news)), command[-1]],
         env=environment,
-        pass_fds=(channel, stacks),
+        pass_fds=(channel, stacks, news),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,

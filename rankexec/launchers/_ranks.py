@@ -4,11 +4,13 @@ No process of a rank survives it. The guardian and every rank are subreapers: wh
 started stays below that rank while it lives, and comes to the guardian when it is dead, whether it
 was daemonized, forked twice or put in a session of its own. So a child of the guardian that is no
 rank belongs to a rank that is gone. It is killed; its children come next; the rank is reported as
-ended only when none is left.
+ended only when none is left. Resource trackers, see `_gang.trackers`, end by themselves when all
+others are gone, and are killed only if they do not.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -19,12 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from loky.backend.utils import kill_process_tree
 from multiprocess.connection import Connection
 
+from rankexec._gang.trackers import NEWS
 from rankexec.launchers import Ended, Started
 
 __all__ = ("Ranks", "say")
+
+TRACKER_SECONDS = 5.0
+"""How long the resource trackers of dead ranks may take to remove what these have left."""
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # nothing is made there
 _MAXRSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
@@ -45,9 +50,6 @@ class _Rank:
     """Whether it was started ahead of its call, and the caller has not taken it."""
     ended: Ended | None = None
 
-    def join(self) -> None:
-        """Do not wait: loky calls this after a kill, and SIGCHLD tells us when it is done."""
-
 
 class Ranks:
     """Those that run, and those that are dead but may have orphans."""
@@ -55,6 +57,12 @@ class Ranks:
     def __init__(self) -> None:
         self._running: dict[int, _Rank] = {}  # by pid
         self._dead: list[_Rank] = []
+        self._trackers: set[int] = set()
+        self._finish_by = math.inf
+        """When the trackers of the dead are killed."""
+        self._reader, self.news = os.pipe()
+        """Where the ranks say what resource trackers they have started."""
+        os.set_blocking(self._reader, False)
         self._gone: set[str] = set()
         """Pids of them and of all that came to the guardian, since a rank was last reported."""
         self.lost = 0
@@ -85,6 +93,7 @@ class Ranks:
         """In a fork: close what belongs to other ranks."""
         for rank in [*self._running.values(), *self._dead]:
             rank.status.close()
+        os.close(self._reader)
 
     def signal(self, key: int, number: int) -> None:
         """Send a signal to a rank, if it runs."""
@@ -114,12 +123,14 @@ class Ranks:
             if pid == 0:
                 break
             self._gone.add(str(pid))
+            self._trackers.discard(pid)
             if rank := self._running.pop(pid, None):
                 exitcode = os.waitstatus_to_exitcode(status)
                 rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
                 self._dead.append(rank)
                 self.lost += rank.parked
-        if self._dead and not _kill_others(self._running):
+        if self._dead and not self._kill_others():
+            self._finish_by = math.inf
             _remove_shared_memory(self._gone)
             self._gone.clear()
             for rank in self._dead:
@@ -130,20 +141,45 @@ class Ranks:
     def _find(self, key: int) -> _Rank | None:
         return next((rank for rank in self._running.values() if rank.key == key), None)
 
-    @staticmethod
-    def _kill_tree(rank: _Rank) -> None:
+    def tend(self) -> float | None:
+        """Kill trackers that do not finish; return after how many seconds to call this again."""
+        if self._finish_by == math.inf:
+            return None
+        if (left := self._finish_by - time.monotonic()) <= 0:
+            self._trackers.clear()
+            self._kill_others()
+            return None
+        return left
+
+    def _kill_tree(self, rank: _Rank) -> None:
         # The descendants first: DataLoader workers hold the rank's sockets and pipes, and its
         # peers notice nothing until they are gone; a rank of gigabytes takes long to be torn down.
-        kill_process_tree(rank)
+        self._hear()
+        with suppress(psutil.NoSuchProcess):
+            for process in reversed(psutil.Process(rank.pid).children(recursive=True)):
+                if process.pid not in self._trackers:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+        os.kill(rank.pid, signal.SIGKILL)  # not reaped yet, so the pid is still this rank's
 
+    def _kill_others(self) -> bool:
+        """Kill the orphans of dead ranks, except trackers. Returns whether there are any."""
+        orphans = [pid for pid in _children() if pid not in self._running]
+        if orphans:
+            self._hear()
+        others = [pid for pid in orphans if pid not in self._trackers]
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if orphans and not others:
+            self._finish_by = min(self._finish_by, time.monotonic() + TRACKER_SECONDS)
+        return bool(orphans)
 
-def _kill_others(ours: Container[int]) -> bool:
-    """Kill this process's children other than `ours`. Returns whether there were any."""
-    orphans = [pid for pid in _children() if pid not in ours]
-    for pid in orphans:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return bool(orphans)
+    def _hear(self) -> None:
+        """Take in which trackers have been started: those of dead ranks have been said by now."""
+        with suppress(BlockingIOError):
+            while data := os.read(self._reader, NEWS.size * 1024):
+                self._trackers.update(pid for (pid,) in NEWS.iter_unpack(data))
 
 
 def _remove_shared_memory(pids: Container[str]) -> None:
