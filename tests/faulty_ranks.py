@@ -523,11 +523,6 @@ def start_sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
 
 
-def start_stubborn_thread() -> None:
-    """Start a thread that keeps this process from ending."""
-    threading.Thread(target=hang).start()
-
-
 def _start(directory: str, **options: Any) -> subprocess.Popen[bytes]:
     program = "import sys; from faulty_ranks import marked, hang; marked(sys.argv[1], hang)"
     here = os.path.dirname(os.path.abspath(__file__))

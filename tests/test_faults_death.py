@@ -277,17 +277,6 @@ def test_processes_of_the_callers_own_rank_are_the_callers(marks):
             mine.kill()
 
 
-@in_one_child
-def test_rank_whose_process_does_not_end(make_executor, rank):
-    """A thread that keeps a rank's process alive does so for two seconds, and no future waits."""
-    executor = make_executor()
-    future = executor.submit(one_does, rank, faulty_ranks.start_stubborn_thread, int)
-    assert future.exception() is None
-    check_usable(executor)
-    executor.shutdown()
-    assert future.ranks[rank].exitcode == -signal.SIGKILL
-
-
 def test_guardian_killed(make_executor, marks):
     """LauncherDied, no rank is left, and the next gang has a new guardian."""
     executor = make_executor()

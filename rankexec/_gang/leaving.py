@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 from rankexec._gang.crew import Crew
+from rankexec._gang.output import warn
 from rankexec.errors import GangTimeout
 
 __all__ = ("Leaving",)
+
+WARNING_SECONDS = 10.0
+"""How long a gang waits for the ranks of the one before without a word."""
 
 
 class Leaving:
@@ -35,14 +40,22 @@ class Leaving:
         Raises:
             GangTimeout: they are not gone in time.
         """
+        limit = math.inf if timeout is None else timeout
         try:
-            with self._changed:
-                gone = self._changed.wait_for(lambda: self._of_caller is None, timeout)
+            if self._gone(min(WARNING_SECONDS, limit)):
+                return
+            if limit > WARNING_SECONDS:
+                warn("a gang waits for the ranks of the one before, whose processes still end")
+                if self._gone(None if timeout is None else limit - WARNING_SECONDS):
+                    return
         except BaseException:
             self.end()
             raise
-        if not gone:
-            raise GangTimeout(timeout or 0.0, {}, "get the place of one whose ranks still end")
+        raise GangTimeout(limit, {}, "start, as the ranks of the one before had not ended,")
+
+    def _gone(self, seconds: float | None) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._of_caller is None, seconds)
 
     def reap(self, crew: Crew, leave_timeout: float | None) -> None:
         """Wait until no process of a settled gang is left."""
