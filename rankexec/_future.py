@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 from rankexec._gang.call import RankInfo
+from rankexec._gang.deferred import finish
 
 __all__ = ("RankedFuture",)
 
 T = TypeVar("T")
+
+
+class Endable(Protocol):
+    """A gang, as its future sees it. Everything here returns at once, in any thread."""
+
+    def end(self, why: BaseException) -> None:
+        """End it by force, whatever its ranks do."""
+
+    def stop(self, *, kill: bool) -> None:
+        """End its ranks' processes; it fails of their deaths."""
 
 
 class RankedFuture(Future[T]):
@@ -20,15 +30,16 @@ class RankedFuture(Future[T]):
 
     Attributes:
         ranks: by rank, pid, host, device, exit code, peak memory in bytes and the times of the
-            phases. Pid, start and ready are filled in while the gang runs; the times of context and
-            function with the rank's outcome; exit code and peak memory when it is reaped,
-            shortly after the future is done (`shutdown()` waits for that).
+            phases; there from the beginning, and filled in as they become known. Pid, start and
+            ready while the gang runs; the times of context and function with the rank's outcome;
+            exit code and peak memory when it is reaped, shortly after the future is done
+            (`shutdown()` waits for that).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int) -> None:
         super().__init__()
-        self.ranks: list[RankInfo] = []
-        self._end_gang: Callable[[], None] | None = None
+        self.ranks = [RankInfo(rank) for rank in range(world_size)]
+        self._gang: Endable | None = None
 
     def cancel(self) -> bool:
         """Cancel the gang, also one that runs: its ranks are ended. Never blocks.
@@ -42,11 +53,30 @@ class RankedFuture(Future[T]):
         """Return what the gang resolved to, or raise what it failed of; as the standard Future's.
 
         That one takes an exception that is false (its length is 0) for none.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while the main thread waits here; the gang is cancelled.
         """
+        __tracebackhide__ = True
         error = self.exception(timeout)
         if error is not None and not bool(error):
             raise error
         return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the gang failed of, or None; as the standard Future's.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while the main thread waits here; the gang is cancelled.
+        """
+        __tracebackhide__ = True
+        if not self.done():
+            try:
+                finish([self], self.cancel, timeout)
+            except KeyboardInterrupt:  # or it came before there was a wait to break off
+                self.cancel()
+                raise
+        return super().exception(0)
 
     def set_running_or_notify_cancel(self) -> bool:
         """Claim the future for its gang. Returns False if it was cancelled."""
@@ -67,25 +97,33 @@ class RankedFuture(Future[T]):
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
             self._condition.notify_all()
-            end_gang = self._end_gang
+            gang = self._gang
         self._invoke_callbacks()  # type: ignore[attr-defined]  # private to Future
-        if end_gang is not None:
-            end_gang()
+        if gang is not None:
+            gang.end(CancelledError())
         return True
 
-    def _ends_with(self, end_gang: Callable[[], None]) -> None:
-        """Say how a running gang is ended; it is ended at once if that was asked for already."""
+    def _stop(self, *, kill: bool) -> None:
+        """End the gang's processes; cancel one that has none yet, or not all."""
+        gang = self._gang
+        if gang is not None and all(info.pid is not None for info in self.ranks):
+            gang.stop(kill=kill)
+        else:
+            self._cancel(even_running=True)
+
+    def _is_of(self, gang: Endable) -> None:
+        """Say which gang it is that runs; it is ended at once if that was asked for already."""
         with self._condition:
-            self._end_gang = end_gang
+            self._gang = gang
             cancelled = self._state == CANCELLED_AND_NOTIFIED
         if cancelled:
-            end_gang()
+            gang.end(CancelledError())
 
-    def _settle(self, result: Any = None, error: BaseException | None = None) -> None:
+    def _settle(self, result: T | None = None, error: BaseException | None = None) -> None:
         """Finish the future, unless it was cancelled: a late outcome is dropped."""
-        self._end_gang = None  # it holds the gang
+        self._gang = None
         with contextlib.suppress(InvalidStateError):
             if error is None:
-                self.set_result(result)
+                self.set_result(result)  # type: ignore[arg-type]  # None may well be the result
             else:
                 self.set_exception(error)

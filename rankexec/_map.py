@@ -52,8 +52,11 @@ class LazyMap(Iterator[Any]):
             raise StopIteration
         try:
             return self._ran.popleft().result()
+        except StopIteration as error:  # who iterates would take it for the end of the items
+            self._fail()
+            raise RuntimeError("a rank's function raised StopIteration") from error
         except BaseException:
-            self.close()  # as the standard library's: one failure ends the iteration
+            self._fail()
             raise
 
     def _run_next(self) -> bool:
@@ -86,6 +89,10 @@ class LazyMap(Iterator[Any]):
                 if self._ran[-1].exception() is not None:
                     self._items = None
 
+    def _fail(self) -> None:
+        self.close()  # as the standard library's: one failure ends the iteration
+        self._ran.clear()
+
     def close(self) -> None:
         """Drop the rest."""
         self._items = None
@@ -110,7 +117,14 @@ def run_ahead(
 ) -> Iterator[Any]:
     """Yield results in order; submit all gangs now, or keep at most `buffersize` ahead."""
     end = None if timeout is None else timeout + time.monotonic()
-    ahead = deque(submit(item) for item in itertools.islice(items, buffersize))
+    ahead: deque[Future[Any]] = deque()
+    try:
+        for item in itertools.islice(items, buffersize):
+            ahead.append(submit(item))
+    except BaseException:  # Ctrl-C, perhaps: nobody will have these futures
+        for future in ahead:
+            future.cancel()
+        raise
 
     def results() -> Iterator[Any]:
         try:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
+
+from rankexec._gang.deferred import Deferred
 
 __all__ = ("Slots", "cpu_count", "visible_gpus")
 
@@ -44,13 +48,11 @@ class Slots:
 
     def __init__(self, devices: Sequence[str] | None) -> None:
         self.devices = None if devices is None else list(devices)
+        self._lock = threading.Lock()
         self._free = list(devices or ())
-        self._queue: deque[object] = deque()
-        self._changed = threading.Condition()
-        # By thread, the devices that its gang has, and that sessions it has opened have. Not by its
-        # ident, which another thread may have while a session outlives its opener.
-        self._of_gangs: Counter[threading.Thread] = Counter()
-        self._of_sessions: Counter[threading.Thread] = Counter()
+        self._queue: deque[_Ticket] = deque()
+        # Not by thread ident, which another thread may have while a session outlives its opener.
+        self._held: set[_Ticket] = set()
 
     def check_reachable(self, world_size: int, *, inside: bool) -> None:
         """Raise RuntimeError if only this thread itself could free what a new gang needs.
@@ -60,7 +62,9 @@ class Slots:
             inside: whether the thread is a rank; else its last gang's ranks are ending just now.
         """
         thread = threading.current_thread()
-        held = self._of_sessions[thread] + (self._of_gangs[thread] if inside else 0)
+        with self._lock:
+            mine = [ticket for ticket in self._held if ticket.thread is thread]
+        held = sum(ticket.count for ticket in mine if inside or ticket.for_session)
         if held and len(self.devices or ()) - held < world_size:
             raise RuntimeError(
                 f"a gang of {world_size} would wait for ever: {held} of the "
@@ -74,27 +78,45 @@ class Slots:
         if self.devices is None:
             yield None
             return
-        ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            try:
-                self._changed.wait_for(
-                    lambda: self._queue[0] is ticket and len(self._free) >= world_size
-                )
-            finally:  # an interrupted wait must not stand in the way of the next
-                self._queue.remove(ticket)
-                self._changed.notify_all()
-            mine, self._free = self._free[:world_size], self._free[world_size:]
-            self._changed.notify_all()
-        thread = threading.current_thread()
-        holders = self._of_sessions if for_session else self._of_gangs
-        holders[thread] += world_size
+        ticket = _Ticket(world_size, threading.current_thread(), for_session)
         try:
-            yield mine
-        finally:
-            with self._changed:
-                holders[thread] -= world_size
-                if not holders[thread]:
-                    del holders[thread]
-                self._free = [d for d in self.devices if d in self._free or d in mine]
-                self._changed.notify_all()
+            try:
+                with Deferred() as deferred:
+                    with self._lock:
+                        self._queue.append(ticket)
+                        self._hand_out()
+                    deferred.wait([ticket.granted])
+                yield ticket.granted.result()
+            finally:
+                self._give_back(ticket)
+        finally:  # once more: Ctrl-C may have broken off the first
+            self._give_back(ticket)
+
+    def _hand_out(self) -> None:
+        """Grant devices to who waits, in order. The lock is held."""
+        while self._queue and self._queue[0].count <= len(self._free):
+            ticket = self._queue.popleft()
+            self._held.add(ticket)
+            ticket.devices, self._free = self._free[: ticket.count], self._free[ticket.count :]
+            ticket.granted.set_result(ticket.devices)
+
+    def _give_back(self, ticket: _Ticket) -> None:
+        """Take back what the ticket has got, or its place in the queue; once more does nothing."""
+        with Deferred(), self._lock:
+            with suppress(ValueError):
+                self._queue.remove(ticket)
+            self._held.discard(ticket)
+            free, ticket.devices = {*self._free, *ticket.devices}, []
+            self._free = [device for device in self.devices or () if device in free]
+            self._hand_out()
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A gang's or a session's place in the queue, and then its devices."""
+
+    count: int
+    thread: threading.Thread
+    for_session: bool
+    granted: Future[list[str]] = field(default_factory=Future)
+    devices: list[str] = field(default_factory=list)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import fields
 from functools import partial
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rankexec._block import Block
 from rankexec._checks import check_callable, check_count, check_map, check_outside
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, inside_rank
@@ -27,7 +27,7 @@ __all__ = ("RankedExecutor", "RankedFuture")
 T = TypeVar("T")
 
 
-class RankedExecutor(Executor):
+class RankedExecutor(Block):
     """Runs a function on `world_size` ranked processes together; each `submit` is one gang.
 
     By default the calling thread itself runs rank 0: `submit` blocks, what `fn` does to its
@@ -102,8 +102,7 @@ class RankedExecutor(Executor):
         check_launcher(launcher)
         gangs = max_gangs or max(1, default_world_size(names) // self._settings.world_size)
         wanted = getattr(ctx, "preload", ())  # by TorchDDPCtx; or something else by that name
-        preload = wanted if isinstance(wanted, tuple) else ()
-        self._shared = Shared(Slots(names), gangs, launcher, preload)
+        self._shared = Shared(Slots(names), gangs, launcher, wanted)
 
     @property
     def _max_workers(self) -> int:
@@ -145,7 +144,7 @@ class RankedExecutor(Executor):
         if settings.caller_rank is not None or inside:
             self._shared.slots.check_reachable(settings.world_size, inside=inside)
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
-        future: RankedFuture[Any] = RankedFuture()
+        future: RankedFuture[Any] = RankedFuture(settings.world_size)
         job = self._shared.job(call, settings, future)
         if not job.try_to_pack():
             return future
@@ -197,9 +196,8 @@ class RankedExecutor(Executor):
             TypeError: an unknown option, or one that is shared.
         """
         known = [field.name for field in fields(Settings)]
-        for name in overrides:
-            if name not in known:
-                raise TypeError(f"options takes {', '.join(known)}; got {name!r}")
+        for name in overrides.keys() - known:
+            raise TypeError(f"options takes {', '.join(known)}; got {name!r}")
         derived = object.__new__(type(self))
         derived._settings = self._settings.changed(overrides)
         check_fits(derived._settings.world_size, self._shared.slots.devices)
@@ -215,14 +213,13 @@ class RankedExecutor(Executor):
             RuntimeError: after `shutdown`, or with a `caller_rank` inside a rank.
             BaseException: what entering the context has raised on a rank; nothing is left of it.
         """
-        self._shared.check_open()
-        check_outside(self._settings.caller_rank)
-        inside = inside_rank() is not None
-        self._shared.slots.check_reachable(self._settings.world_size, inside=inside)
+        shared, settings = self._shared, self._settings
+        shared.check_open()
+        check_outside(settings.caller_rank)
+        shared.slots.check_reachable(settings.world_size, inside=inside_rank() is not None)
         from rankexec.session import Session  # as long to import as all the rest
 
-        session = Session(self._settings, self._shared.slots, self._shared.launcher)
-        return self._shared.opened(session)
+        return shared.opened(Session(settings, shared.slots, shared.launcher))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; run what is pending, then end every process.
@@ -233,15 +230,19 @@ class RankedExecutor(Executor):
         """
         self._shared.shutdown(wait=wait, cancel_futures=cancel_futures)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
-            self._shared.cancel_all()  # Ctrl-C means the running gangs too
-        self.shutdown(wait=True)
+    def terminate_workers(self) -> None:
+        """End all ranks by SIGTERM, which they may handle for 30 s; shut down without waiting.
+
+        As Python 3.14's process pool: gangs that run fail with `RankDied`, others are cancelled.
+        """
+        self._shared.stop(kill=False)
+
+    def kill_workers(self) -> None:
+        """The same by SIGKILL, and with all that ranks have started."""
+        self._shared.stop(kill=True)
+
+    def _cancel_all(self) -> None:
+        self._shared.cancel_all()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
+from rankexec._block import Block
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, RankInfo
@@ -29,7 +28,7 @@ T = TypeVar("T")
 _OF_ONE_CALL = ("by_value", "gather", "imports", "need", "output", "timeout")
 
 
-class Session(Executor):
+class Session(Block):
     """Runs each call on the same living ranks, inside a context that is entered once.
 
     `RankedExecutor.session()` makes it. As with the executor, the calling thread itself runs its
@@ -91,7 +90,7 @@ class Session(Executor):
         check_outside(settings.caller_rank)
         standing = self._open.checked()
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
-        future: RankedFuture[Any] = RankedFuture()
+        future: RankedFuture[Any] = RankedFuture(settings.world_size)
         going = standing.names.for_call(sets)
         job = Job(call, settings, standing, future, stage="hold", going=going, sets=sets)
         if not job.try_to_pack():
@@ -232,15 +231,8 @@ class Session(Executor):
         """
         self._open.shutdown(wait=wait, cancel_futures=cancel_futures)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
-            self._open.cancel(even_running=True)  # Ctrl-C means the running calls too
-        self.close()
+    def _cancel_all(self) -> None:
+        self._open.cancel(even_running=True)
 
     def __reduce__(self) -> Any:
         raise TypeError("a session holds processes of the caller and cannot travel")

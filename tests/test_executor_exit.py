@@ -46,7 +46,7 @@ def test_a_first_gang_that_starts_at_exit(tmp_path) -> None:
         script("""
             import threading
             from helpers import wait_until
-            from rankexec import _shared
+            from rankexec import _exit
 
             executor = RankedExecutor(
                 1, caller_rank=None, devices=["a"], max_gangs=1, launcher=spawn
@@ -56,7 +56,7 @@ def test_a_first_gang_that_starts_at_exit(tmp_path) -> None:
             def hold():
                 with executor._shared.slots.taken(1):
                     held.set()
-                    wait_until(lambda: _shared._exiting)
+                    wait_until(lambda: _exit._exiting)
 
             threading.Thread(target=hold).start()
             held.wait()
@@ -149,12 +149,12 @@ def test_a_callback_that_submits(tmp_path) -> None:
         tmp_path,
         script("""
             from helpers import wait_until
-            from rankexec import _shared
+            from rankexec import _exit
 
             executor = RankedExecutor(1, caller_rank=None, launcher=spawn)
 
             def submit_more(future):
-                wait_until(lambda: _shared._exiting)
+                wait_until(lambda: _exit._exiting)
                 try:
                     executor.submit(int)
                 except RuntimeError as error:

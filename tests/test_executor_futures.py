@@ -24,6 +24,7 @@ import ranked_functions
 from helpers import is_running, own_processes, wait_until, with_children_only, with_the_caller
 
 from rankexec import RankedFuture
+from rankexec._gang.call import RankInfo
 from rankexec._gang.run import Job
 from rankexec._shared import Shared
 
@@ -330,10 +331,10 @@ def test_ranks_of_a_running_gang(running) -> None:
 
 @with_the_caller
 def test_ranks_of_a_gang_that_never_began(make_executor) -> None:
-    """What cannot be shipped has no ranks."""
+    """What cannot be shipped has ranks of which nothing is known."""
     future = make_executor(2).submit(ranked_functions.returning, (item for item in ()))
     assert future.exception() is not None
-    assert future.ranks == []
+    assert future.ranks == [RankInfo(0), RankInfo(1)]
 
 
 @with_children_only

@@ -24,6 +24,7 @@ LAYERS = """
     _notebook.page
     executor                    _notebook.autoranked                    _notebook.table
     _shared                     launchers._guardian                     session
+    _exit                       _supervisors                            _block
     launchers.local             launchers._forked   _gang.opened
     launchers._popen            launchers._standby  launchers._unguarded
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
@@ -49,7 +50,7 @@ LAYERS = """
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots              _gang.finish
-    _gang.descriptors           _gang.mappings
+    _gang.descriptors           _gang.mappings      _gang.deferred
     _gang.loop                  _gang.call          _gang.output        _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _gang.stacks                _gang.trackers

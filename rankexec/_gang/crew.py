@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +18,10 @@ from rankexec.errors import SessionLost
 from rankexec.launchers import Ended, Started
 
 __all__ = ("Crew",)
+
+
+TERMINATE_SECONDS = 30.0
+"""How long ranks that were sent SIGTERM may take to end, before they are killed; as torchrun's."""
 
 
 class Hears(Protocol):
@@ -36,6 +41,9 @@ class Crew:
         self.loop = Loop()
         self.members: dict[int, Member] = {}
         self.gang: Hears | None = None
+        self.kill_at: float | None = None
+        """When those that were told to terminate are killed."""
+        self._lost = False
         self._killed = False
 
     def serve(self, plan: Plan) -> Iterator[Member]:
@@ -59,7 +67,7 @@ class Crew:
 
     def has_lost(self) -> bool:
         """Return whether one of the processes is gone, or about to be."""
-        return self._killed or any(member.ended is not None for member in self.members.values())
+        return self._lost or any(member.ended is not None for member in self.members.values())
 
     def why_lost(self, stuck: Sequence[int]) -> SessionLost:
         """Return the error that names the first that is `stuck`, or else the first that ended."""
@@ -74,21 +82,40 @@ class Crew:
 
     def kill(self) -> None:
         """End all of them, by force."""
-        self._killed = True
+        self._lost = self._killed = True
+        self.kill_at = None
         reap.kill(self.members)
+
+    def stop(self, *, kill: bool) -> None:
+        """End all of them, from any thread: by force, or by a signal that they may handle first."""
+        self._lost = True
+        self.loop.tell(self.kill if kill else self._terminate)
+
+    def _terminate(self) -> None:
+        self.kill_at = time.monotonic() + TERMINATE_SECONDS
+        for member in self.members.values():
+            if member.ended is None:
+                member.child.terminate()
+
+    def is_stopping(self) -> bool:
+        """Return whether some were told to terminate and may still do so; kill the overdue."""
+        if self.kill_at is None or all(m.ended is not None for m in self.members.values()):
+            return False
+        if time.monotonic() < self.kill_at:
+            return True
+        self.kill()
+        return False
 
     def dismiss(self) -> None:
         """Let the ranks end."""
         for member in self.members.values():
             member.send("leave")
 
-    def end(self) -> None:
-        """End them by force, from any thread, if they are there; returns at once."""
-        self.loop.tell(self.kill)
-
     def reap(self, leave_timeout: float | None) -> None:
         """Wait until no process is left, at last by force, and close what was held of them."""
         limit = math.inf if leave_timeout is None else leave_timeout
+        if self.kill_at is not None:
+            limit = min(limit, max(0.0, self.kill_at - time.monotonic()))
         in_time = self._killed or reap.wait(self.loop, self.members, limit)
         if not in_time and not self._killed:
             reap.warn_late(self.loop, self.members, limit)

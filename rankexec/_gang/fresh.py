@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextvars
-from concurrent.futures import Executor
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from rankexec._gang.call import make_context
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.gang import Gang
 from rankexec._gang.leaving import Leaving
 from rankexec._gang.plan import prepare
@@ -27,8 +27,8 @@ class Fresh:
     Args:
         slots: what the gang takes its devices from.
         launcher: what starts the children.
-        pool: where a gang with a caller's rank is supervised.
-        leaving: the executor's gangs whose ranks are ending.
+        supervise: has another thread supervise a gang with a caller's rank, see `Supervisors`.
+        leaving: the executor's gang whose ranks are ending.
         leave_timeout: seconds that this one's may take for that.
     """
 
@@ -36,15 +36,16 @@ class Fresh:
         self,
         slots: Slots,
         launcher: Launcher,
-        pool: Executor,
+        supervise: Callable[..., None],
         leaving: Leaving,
         leave_timeout: float | None,
     ) -> None:
         self._slots = slots
         self._launcher = launcher
-        self._pool = pool
+        self._have_supervised = supervise
         self._leaving = leaving
         self._leave_timeout = leave_timeout
+        self._crew: Crew | None = None
         self._devices: list[str] | None = None
         self._holding = ExitStack()
 
@@ -56,7 +57,7 @@ class Fresh:
             # end nothing of ours holds them.
             del job.future, job.call
             if gang is not None:
-                self._leaving.reap(gang.crew, self._leave_timeout)
+                gang.crew.reap(self._leave_timeout)
 
     def standing(self, _job: Job) -> AbstractContextManager[Any]:
         return as_before()
@@ -64,11 +65,13 @@ class Fresh:
     def prepare(self, job: Job) -> Part:
         settings, holding = job.settings, self._holding
         if settings.caller_rank is not None:
-            self._launcher.lease()
-            holding.callback(self._launcher.release)
-            self._devices = holding.enter_context(self._slots.taken(settings.world_size))
+            with Deferred():
+                self._launcher.lease()
+                holding.callback(self._launcher.release)
+                self._devices = holding.enter_context(self._slots.taken(settings.world_size))
         context = make_context(job.call.ctx)
-        plan = prepare(job.packed, settings, self._devices, self._launcher, context)
+        infos = job.future.ranks
+        plan = prepare(job.packed, settings, self._devices, self._launcher, context, infos)
         holding.enter_context(plan.side)
         if settings.caller_rank is not None:
             self._leaving.wait(settings.timeout)  # it has the one thread of the pool
@@ -78,14 +81,17 @@ class Fresh:
         self._holding.close()
 
     def crew(self) -> Crew:
-        return Crew()
+        self._crew = Crew()
+        return self._crew
+
+    def end(self) -> None:
+        if self._crew is not None:
+            self._crew.stop(kill=True)
 
     def supervise(self, gang: Gang) -> None:
-        # The context of this thread: a notebook's output finds its cell by it.
-        context = contextvars.copy_context()
         self._leaving.begin(gang.crew)
         try:
-            self._pool.submit(context.run, self._supervise, gang)
+            self._have_supervised(self.end, self._supervise, gang)
         except BaseException:  # no thread to be had
             gang.crew.reap(0.0)
             self._leaving.over(gang.crew)
@@ -96,7 +102,7 @@ class Fresh:
             try:
                 gang.supervise()
                 gang.crew.dismiss()
-                self._leaving.reap(gang.crew, self._leave_timeout)
+                gang.crew.reap(self._leave_timeout)
             finally:
                 self._leaving.over(gang.crew)
 

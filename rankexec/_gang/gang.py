@@ -6,7 +6,6 @@ user's: no unpickling of results, no callbacks.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,12 +16,13 @@ from rankexec._gang.breaking import GangEnded
 from rankexec._gang.call import Died, Outcome, Raised, Returned
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
+from rankexec._gang.deferred import Latch
 from rankexec._gang.interrupts import Interrupts
-from rankexec._gang.members import Member
+from rankexec._gang.members import Member, unpack_raised
 from rankexec._gang.outcomes import Outcomes, describe
 from rankexec._gang.plan import Plan
 from rankexec._gang.sets import Kept
-from rankexec._gang.wire import Packed, unpack
+from rankexec._gang.wire import Packed
 from rankexec.errors import GangTimeout, LauncherDied
 from rankexec.launchers import Ended
 
@@ -48,8 +48,8 @@ class Gang:
     def __init__(
         self, crew: Crew, plan: Plan, interrupts: Interrupts, rank: CallerRank | None
     ) -> None:
-        self.go = threading.Event()  # the caller's rank may begin, or is no longer wanted
-        self.settled = threading.Event()
+        self.go = Latch()  # the caller's rank may begin, or is no longer wanted
+        self.settled = Latch()
         self.verdict: BaseException | None = None
         self.cause: Raised | Died | None = None
         self.by_rank: list[Outcome | None] = []
@@ -72,8 +72,12 @@ class Gang:
     # --- for other threads ---
 
     def end(self, why: BaseException) -> None:
-        """End the gang; `why` is what became of it. Once settled: end the ranks that leave."""
+        """End the gang; `why` is what became of it, unless it was settled before."""
         self._loop.tell(partial(self._give_verdict, why))
+
+    def stop(self, *, kill: bool) -> None:
+        """End the children's processes, by SIGKILL or SIGTERM; the gang fails of their deaths."""
+        self.crew.stop(kill=kill)
 
     def report(self, error: BaseException | None, value: Any) -> None:
         """Take the outcome of the caller's own rank, from inside its context."""
@@ -141,19 +145,21 @@ class Gang:
     def _serve(self, until: Callable[[], bool]) -> None:
         """Handle what happens until `until`, or until the gang is over."""
         while not (until() or self._over()):
-            limits = [t for t in (self._deadline, self._outcomes.settled_at()) if t is not None]
+            stopping = self.crew.is_stopping()
+            settled_at = self.crew.kill_at if stopping else self._outcomes.settled_at()
+            limits = [t for t in (self._deadline, settled_at) if t is not None]
             self._loop.handle(min(limits, default=None))
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._give_verdict(GangTimeout(self._plan.timeout or 0.0, {}))
 
     def _over(self) -> bool:
-        return self.verdict is not None or self._outcomes.settled(time.monotonic())
+        if self.verdict is not None:
+            return True
+        return not self.crew.is_stopping() and self._outcomes.settled(time.monotonic())
 
     def _give_verdict(self, why: BaseException) -> None:
         if not self._over():
             self.verdict = why
-        elif self.settled.is_set() and self._plan.stage == "once":
-            self.crew.kill()
 
     def _take(self, outcome: Outcome) -> None:
         self._outcomes.report(outcome, time.monotonic())
@@ -175,15 +181,15 @@ class Gang:
                 self.values[member.info.rank] = packed
             self._take(Returned(member.info.rank, more))
         elif kind == "refused" and packed is not None:
-            raised = _unpack_raised(packed)
+            raised = unpack_raised(packed)
             self.refused[raised.rank] = raised
             self._take(Returned(raised.rank, raised.when))
         elif kind == "raised" and packed is not None:
-            self._take(_unpack_raised(packed))
+            self._take(unpack_raised(packed))
         elif kind == "left":
             self.kept.append(more)
             if packed is not None:
-                self._take(_unpack_raised(packed))
+                self._take(unpack_raised(packed))
             member.read_output()
             self._outcomes.left(member.info.rank)
 
@@ -242,10 +248,3 @@ class Gang:
         if self._rank is not None:
             stacks[self._place] = self._rank.stack()
         self.verdict = GangTimeout(self._plan.timeout or 0.0, stacks)
-
-
-def _unpack_raised(packed: Packed) -> Raised:
-    raised, inner = unpack(packed)  # plain text; the exception itself stays packed
-    packed.close()
-    raised.exception = inner
-    return raised  # type: ignore[no-any-return]  # what a rank has packed

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rankexec._gang.handlers import get_handler, set_handler
+from rankexec._gang.handlers import get_handler, is_common, set_handler
 
 __all__ = ("Interrupts",)
 
@@ -37,7 +37,8 @@ class Interrupts:
 
     @contextmanager
     def standing(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread() or not _is_common_handler():
+        here = threading.current_thread() is threading.main_thread()
+        if not here or not is_common(get_handler(signal.SIGINT)):
             yield
             return
         reader, writer = socket.socketpair()
@@ -104,11 +105,3 @@ def _write(wakeup_fd: int, numbers: bytes) -> None:
         own.send(numbers)
     finally:
         own.detach()
-
-
-def _is_common_handler() -> bool:
-    handler = get_handler(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        return True
-    module = getattr(getattr(handler, "func", handler), "__module__", None) or ""
-    return module.split(".")[0] in {"asyncio", "IPython", "ipykernel"}

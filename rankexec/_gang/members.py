@@ -6,12 +6,12 @@ import pickle
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from rankexec._gang.call import RankInfo
+from rankexec._gang.call import Raised, RankInfo
 from rankexec._gang.output import OutputReader, sink_for
-from rankexec._gang.wire import Packed
+from rankexec._gang.wire import Packed, unpack
 from rankexec.launchers import Child, Ended
 
-__all__ = ("Member",)
+__all__ = ("Member", "unpack_raised")
 
 _STACKS_LIMIT = 1 << 20
 # By the rank itself.
@@ -106,3 +106,11 @@ class Member:
         self.child.stacks.close()
         self._closing.close()
         self.child.close()
+
+
+def unpack_raised(packed: Packed) -> Raised:
+    """Return what a rank has said that it raised; the exception itself stays packed."""
+    raised, inner = unpack(packed)  # plain text
+    packed.close()
+    raised.exception = inner
+    return raised  # type: ignore[no-any-return]  # what a rank has packed

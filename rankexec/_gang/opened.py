@@ -8,6 +8,7 @@ import weakref
 from contextlib import suppress
 
 from rankexec._checks import check_outside
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.output import warn
 from rankexec._gang.standing import Standing
 from rankexec._settings import Settings
@@ -36,6 +37,10 @@ class Opened:
         self.standing = self._start()
 
     def _start(self) -> Standing:
+        with Deferred():
+            return self._started()
+
+    def _started(self) -> Standing:
         standing = Standing(*self._made_from)
         self._finalizer = weakref.finalize(self, _close_later, standing)
         # At interpreter exit the executors close their sessions, while threads can still be waited
@@ -67,7 +72,7 @@ class Opened:
     def restart(self) -> None:
         """End the ranks and start others."""
         self._check_outside()
-        with self._lock:
+        with Deferred() as deferred, deferred.locked(self._lock):
             if self._closed:
                 raise RuntimeError("cannot restart a session after shutdown")
             self._finalizer.detach()
@@ -84,7 +89,7 @@ class Opened:
         if self.standing.watch.is_here():  # a callback; who holds the lock may wait for this thread
             self.standing.close()
             return
-        with self._lock:
+        with Deferred() as deferred, deferred.locked(self._lock):
             self._finalizer.detach()
             self.standing.close()
 
@@ -99,9 +104,15 @@ class Opened:
         else:
             threading.Thread(target=self.close, name="rankexec-close").start()
 
+    def stop(self, *, kill: bool) -> None:
+        """End the ranks' processes, and cancel what is pending; a call that runs fails of it."""
+        self._closed = True
+        self.cancel(even_running=False)
+        self.standing.watch.stop(kill=kill)
+
     def cancel(self, *, even_running: bool) -> None:
         """Cancel the calls that are pending, or run."""
-        self.standing.cancel(even_running=even_running)
+        self.standing.watch.cancel(even_running=even_running)
 
 
 def _close_later(standing: Standing) -> None:

@@ -61,6 +61,7 @@ def prepare(
     devices: list[str] | None,
     launcher: Launcher,
     context: AbstractContextManager[Any],
+    infos: list[RankInfo],
 ) -> Plan:
     """Decide everything, and hold what the gang needs from the caller: a port, a store.
 
@@ -70,6 +71,7 @@ def prepare(
         devices: GPUs that were taken for this gang, by rank; None: no GPUs were named.
         launcher: what will start the children.
         context: the context manager whose caller side, if it has one, is entered.
+        infos: by rank; what is known of the ranks now is filled in.
     """
     with ExitStack() as side:
         port = side.enter_context(reserved_port())
@@ -85,6 +87,8 @@ def prepare(
         base = {name: value for name, value in base.items() if name not in unset}
         added = {name: value for name, value in variables.items() if value is not None}
         seats = _seats(settings.world_size, port, added, devices)
+        for seat in seats:
+            _fill_in(infos[seat.rank], seat, settings.caller_rank)
         return Plan(
             packed=packed,
             seats=seats,
@@ -96,7 +100,7 @@ def prepare(
             timeout=settings.timeout,
             output=settings.output,
             gather=settings.gather is not False,
-            infos=[_info(seat, settings.caller_rank) for seat in seats],
+            infos=infos,
             side=side.pop_all(),
         )
 
@@ -151,9 +155,9 @@ def _place_of_callers_device(seat: Seat) -> dict[str, str]:
     return {"_RANKEXEC_DEVICE": str(seen.index(seat.device))}
 
 
-def _info(seat: Seat, caller_rank: int | None) -> RankInfo:
-    pid = os.getpid() if seat.rank == caller_rank else None
-    return RankInfo(seat.rank, pid=pid, host=socket.gethostname(), device=seat.device)
+def _fill_in(info: RankInfo, seat: Seat, caller_rank: int | None) -> None:
+    info.pid = os.getpid() if seat.rank == caller_rank else None
+    info.host, info.device = socket.gethostname(), seat.device
 
 
 def _defaults(base: Mapping[str, str], world_size: int) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rankexec._gang import frameworks
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._torch import cuda_in_use
 from rankexec.errors import GangTimeout
@@ -58,11 +59,25 @@ def turn(what: str, timeout: float | None) -> Iterator[None]:
             f"this thread is busy with a gang already, {_turn.holder}, and cannot be a rank of "
             f"another; use an executor with caller_rank=None here"
         )
+    try:
+        try:
+            with Deferred() as deferred:
+                _take_turn(timeout, deferred)
+                _turn.holder = f"{what} in thread {threading.current_thread().name!r}"
+                _turn.thread = threading.get_ident()
+            yield
+        finally:
+            _end_turn()
+    finally:  # once more: Ctrl-C may have broken off the first
+        _end_turn()
+
+
+def _take_turn(timeout: float | None, deferred: Deferred) -> None:
     give_up = None if timeout is None else time.monotonic() + timeout
     while True:
         left = TURN_WARNING_SECONDS if give_up is None else give_up - time.monotonic()
-        if _turn.lock.acquire(timeout=max(0.0, min(TURN_WARNING_SECONDS, left))):
-            break
+        if deferred.acquire(_turn.lock, min(TURN_WARNING_SECONDS, left)):
+            return
         if give_up is not None and time.monotonic() >= give_up:
             raise GangTimeout(timeout or 0.0, {}, f"get its turn after {_turn.holder}")
         warnings.warn(
@@ -71,13 +86,13 @@ def turn(what: str, timeout: float | None) -> Iterator[None]:
             RuntimeWarning,
             stacklevel=_users_level(),
         )
-    _turn.holder = f"{what} in thread {threading.current_thread().name!r}"
-    _turn.thread = threading.get_ident()
-    try:
-        yield
-    finally:
-        _turn.thread = None
-        _turn.lock.release()
+
+
+def _end_turn() -> None:
+    with Deferred():
+        if _turn.thread == threading.get_ident():
+            _turn.thread = None
+            _turn.lock.release()
 
 
 _base: dict[str, str] | None = None

@@ -6,10 +6,8 @@ another thread supervises.
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from rankexec._future import RankedFuture
@@ -104,6 +102,9 @@ class Processes(Protocol):
     def settled(self, gang: Gang) -> None:
         """See to the processes of a gang that this thread has supervised."""
 
+    def end(self) -> None:
+        """End them by force, from any thread, whatever becomes of the call."""
+
 
 def run_here(job: Job) -> None:
     """Run a gang with this thread as one of its ranks; its future is done afterwards.
@@ -116,9 +117,9 @@ def run_here(job: Job) -> None:
     try:
         with ExitStack() as stack:
             name = getattr(job.call.fn, "__name__", repr(job.call.fn))
-            stack.enter_context(turn(name, job.settings.timeout))
-            interrupts = Interrupts()
+            interrupts = Interrupts()  # from here on none comes but while the turn is waited for
             stack.enter_context(interrupts.standing())
+            stack.enter_context(turn(name, job.settings.timeout))
             stack.enter_context(job.processes.standing(job))
             began = True
             gang = conduct_here(job, interrupts)
@@ -145,10 +146,9 @@ def conduct_here(job: Job, interrupts: Interrupts) -> Gang:
         try:
             interrupts.allow()
             part = job.processes.prepare(job)
-            job.future.ranks = part.plan.infos
             interrupts.defer()  # a gang that exists is supervised
             gang = _start(job, part, interrupts)
-            job.future._ends_with(partial(gang.end, CancelledError()))  # from another thread
+            job.future._is_of(gang)  # another thread may cancel it
             interrupts.allow()
             gang.go.wait()
             gang.left(_be_rank(part, job.call, gang))
@@ -194,9 +194,8 @@ def conduct_apart(job: Job) -> Gang | None:
     gang: Gang | None = None
     try:
         part = job.processes.prepare(job)
-        job.future.ranks = part.plan.infos
         gang = Gang(job.processes.crew(), part.plan, Interrupts(), None)
-        job.future._ends_with(partial(gang.end, CancelledError()))
+        job.future._is_of(gang)
         gang.supervise()
         job.processes.settled(gang)
         result = result_of(gang, job.settings, job.future.ranks)

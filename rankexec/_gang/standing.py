@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from rankexec._gang import frameworks
 from rankexec._gang.call import Call, Raised, RankInfo, Stage, make_context
 from rankexec._gang.caller import CallerRank
 from rankexec._gang.crew import Crew
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.gang import Gang
 from rankexec._gang.held import Held
 from rankexec._gang.interrupts import Interrupts
@@ -57,14 +57,12 @@ class Standing:
     Attributes:
         names: what of the caller's the ranks have.
         infos: the ranks, as the last call has seen them.
-        futures: of the calls that its thread runs.
-        watch: its thread.
+        watch: its thread, and the calls that this runs.
     """
 
     def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
         self.names = Names(settings.world_size, settings.caller_rank)
         self.infos: list[RankInfo] = []
-        self.futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._stuck: list[int] = []
         self._sockets: set[int] = set()
         self._own: frameworks.Kept = {}
@@ -76,15 +74,17 @@ class Standing:
         self._entered = False
         self._job: Job | None = None
         self._gang: Gang | None = None
-        self._crew = Crew()
-        with ExitStack() as holding:
+        holding = ExitStack()
+        with Deferred(), ExitStack() as undo:
+            undo.callback(holding.close)
             launcher.lease()
             holding.callback(launcher.release)
-            self._devices = holding.enter_context(
-                slots.taken(settings.world_size, for_session=True)
-            )
-            at_end = holding.pop_all().close
-            self.watch = Watch(self._crew, at_end, settings.leave_timeout)
+            devices = slots.taken(settings.world_size, for_session=True)
+            self._devices = holding.enter_context(devices)
+            self._crew = Crew()
+            undo.callback(self._crew.reap, 0.0)
+            self.watch = Watch(self._crew, holding.close, settings.leave_timeout)
+            undo.pop_all()
 
     def enter(self) -> None:
         """Start the ranks and have them enter the context. Raises what that has raised."""
@@ -97,13 +97,13 @@ class Standing:
 
     def queue(self, job: Job) -> None:
         """Have a job whose ranks are all children run when those before it are done."""
-        self.futures.add(job.future)
-        if not self.watch.do(partial(self.run_apart, job)):
+        if not self.watch.queue(job.future, partial(self.run_apart, job)):
             job.close()
             raise self._crew.why_lost(self._stuck)
 
     def _run(self, job: Job) -> None:
         """Run a job of the session's own, and raise what it has raised."""
+        future = job.future
         if self._settings.caller_rank is not None:
             run_here(job)
         else:
@@ -111,15 +111,10 @@ class Standing:
             if self.watch.is_here():  # a future's callback: the job comes after it
                 return
         try:
-            job.future.result()
+            future.result()
         except KeyboardInterrupt:  # what is to come before it will not end by itself
-            self.cancel(even_running=True)
+            self.watch.cancel(even_running=True)
             raise
-
-    def cancel(self, *, even_running: bool) -> None:
-        """Cancel the calls that are pending, or run."""
-        for future in list(self.futures):
-            future._cancel(even_running=even_running)
 
     # --- for jobs, see `run.Processes` ---
 
@@ -144,11 +139,12 @@ class Standing:
     def prepare(self, job: Job) -> Part:
         self._job = job
         self.check_alive()
-        entry = self._entry
+        entry, self.infos = self._entry, job.future.ranks
         if entry is None or (job.stage == "hold" and not self._entered):
             entry = self._entry = self._enter()
         entry.held.stage = job.stage
-        self.infos = [replace(info) for info in entry.plan.infos]
+        for info, known in zip(self.infos, entry.plan.infos, strict=True):
+            info.pid, info.host, info.device = known.pid, known.host, known.device
         plan = replace(
             entry.plan,
             packed=job.packed,
@@ -167,7 +163,7 @@ class Standing:
         if self._entry is not None:
             self._entry.plan.side.close()
         context = make_context(self._settings.ctx)
-        plan = prepare(None, self._settings, self._devices, self._launcher, context)
+        plan = prepare(None, self._settings, self._devices, self._launcher, context, self.infos)
         return _Entry(plan, Held(context))
 
     def drop(self, job: Job) -> None:
@@ -182,6 +178,9 @@ class Standing:
     def crew(self) -> Crew:
         self._entered = self._job is not None and self._job.stage == "hold"
         return self._crew
+
+    def end(self) -> None:
+        self._crew.stop(kill=True)
 
     def supervise(self, gang: Gang) -> None:
         if not self.watch.do(gang.supervise):
@@ -219,7 +218,7 @@ class Standing:
         settings = replace(self._settings, timeout=timeout, gather=False)
         call = Call(set_in_main, (names or {},), {}, self._settings.ctx)
         going = self.names.for_call(NOTHING) if names else None
-        job = Job(call, settings, self, RankedFuture(), stage, going)
+        job = Job(call, settings, self, RankedFuture(settings.world_size), stage, going)
         job.pack()
         return job
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from rankexec._future import RankedFuture
 from rankexec._gang.crew import Crew
+from rankexec._gang.deferred import Deferred, Latch, finish
 
 __all__ = ("Watch",)
 
@@ -29,11 +33,14 @@ class Watch:
         self._leave_timeout = leave_timeout
         self._crew = crew
         self._at_end = at_end
+        self._futures: weakref.WeakSet[RankedFuture[Any]] = weakref.WeakSet()
         self._work: deque[Work] = deque()
         self._lock = threading.Lock()
         self._over = False
+        self._ended = Latch()
         self._thread = threading.Thread(target=self._run, name="rankexec-session")
-        self._thread.start()
+        with Deferred():
+            self._thread.start()
 
     def do(self, work: Work) -> bool:
         """Have the thread do something; returns False if there is none any more."""
@@ -45,29 +52,50 @@ class Watch:
         self._crew.loop.tell(_wake)
         return True
 
+    def queue(self, future: RankedFuture[Any], work: Work) -> bool:
+        """Have the thread run what resolves a future; returns False if there is none any more."""
+        __tracebackhide__ = True
+        try:
+            with Deferred():
+                self._futures.add(future)
+                return self.do(work)
+        except KeyboardInterrupt:  # nobody will have this future
+            future.cancel()
+            raise
+
+    def cancel(self, *, even_running: bool) -> None:
+        """Cancel the calls that are pending, or run."""
+        for future in list(self._futures):
+            future._cancel(even_running=even_running)
+
+    def stop(self, *, kill: bool) -> None:
+        """End the ranks' processes, by SIGKILL or SIGTERM."""
+        self._crew.stop(kill=kill)
+
     def close(self) -> None:
-        """Let the thread end when all is done, and wait for it; Ctrl-C ends the ranks."""
-        with self._lock:
-            self.closing = True
-        self._crew.loop.tell(_wake)
-        if not self.is_here():
-            try:
+        """Let the thread end when all is done, and wait for it; Ctrl-C ends the ranks at once."""
+        with Deferred():
+            with self._lock:
+                self.closing = True
+            self._crew.loop.tell(_wake)
+            if not self.is_here():
+                finish([self._ended], partial(self.stop, kill=True))
                 self._thread.join()
-            except BaseException:
-                self._crew.end()
-                raise
 
     def is_here(self) -> bool:
         """Return whether this is that thread: a future's callback may be what is asking."""
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        while (work := self._next()) is not None:
-            work()
-            del work  # idle, hold nothing of the user's
-        self._crew.dismiss()
-        self._crew.reap(self._leave_timeout)
-        self._at_end()
+        try:
+            while (work := self._next()) is not None:
+                work()
+                del work  # idle, hold nothing of the user's
+            self._crew.dismiss()
+            self._crew.reap(self._leave_timeout)
+            self._at_end()
+        finally:
+            self._ended.set()
 
     def _next(self) -> Work | None:
         """Wait for something to do; None when there will be no more."""

@@ -59,6 +59,9 @@ class Child(Protocol):
     def show_stacks(self) -> None:
         """Make it write the Python stacks of its threads, whatever it is doing."""
 
+    def terminate(self) -> None:
+        """Send it, and it alone, SIGTERM, or what the platform has of that kind."""
+
     def kill(self) -> None:
         """End it and everything that it has started, by force."""
 

@@ -74,6 +74,10 @@ class UnguardedRank:
         with suppress(OSError):
             self.stacks.write(b".")
 
+    def terminate(self) -> None:
+        """End it; on Windows that is by force."""
+        self._process.terminate()
+
     def kill(self) -> None:
         """End it and its descendants."""
         if self._process.poll() is None:  # else the pid may be somebody else's by now

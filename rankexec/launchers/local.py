@@ -80,8 +80,12 @@ class LocalLauncher:
         with self._lock:
             self._leases += 1
         GUARDIANS.lease()
-        if PASSES_FILES:
-            self.find_guardian(base_environment(), preload)
+        try:
+            if PASSES_FILES:
+                self.find_guardian(base_environment(), preload)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """End what is parked with this launcher's last lease, the guardian with the last of all."""
