@@ -97,8 +97,7 @@ class RankedExecutor(Block):
             env=env,
         )
         check_fits(self._settings.world_size, names)
-        if max_gangs is not None:
-            check_count("max_gangs", max_gangs)
+        check_count("max_gangs", 1 if max_gangs is None else max_gangs)
         check_launcher(launcher)
         gangs = max_gangs or max(1, default_world_size(names) // self._settings.world_size)
         wanted = getattr(ctx, "preload", ())  # by TorchDDPCtx; or something else by that name
