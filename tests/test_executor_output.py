@@ -13,7 +13,7 @@ import time
 
 import pytest
 import ranked_functions
-from helpers import wait_until, whole_lines, with_children_only, with_the_caller
+from helpers import run_script, wait_until, whole_lines, with_children_only, with_the_caller
 
 
 def lines(text: str) -> list[str]:
@@ -88,6 +88,72 @@ def test_a_directory_to_be_made(make_executor, tmp_path) -> None:
     executor.submit(speak).result()
     executor.shutdown()
     assert "out 1\n" in (tmp_path / "some" / "where" / "rank1.log").read_text()
+
+
+def test_a_directory_that_cannot_be_made(make_executor, tmp_path) -> None:
+    """The gang fails with the system's error, and no rank is left; the next one runs."""
+    (tmp_path / "file").touch()
+    executor = make_executor(2, output=tmp_path / "file" / "logs")
+    with pytest.raises(NotADirectoryError):
+        executor.submit(speak).result()
+    assert executor.options(output="caller").submit(speak).exception() is None
+
+
+@pytest.mark.filterwarnings("ignore:the output of rank:RuntimeWarning")
+def test_a_full_disk(make_executor, tmp_path) -> None:
+    """It costs the lines, and no gang its result."""
+    for rank in range(2):
+        (tmp_path / f"rank{rank}.log").symlink_to("/dev/full")
+    executor = make_executor(2, output=tmp_path)
+    assert executor.submit(speak).exception() is None
+    with executor.session() as session:
+        assert session.submit(speak).exception() is None
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=",".join,
+)
+def test_a_container_without_utf_8(tmp_path, env) -> None:
+    """What the caller's stdout cannot encode is escaped; the lines after it are there, too."""
+    source = """
+from rankexec import RankedExecutor
+
+def work():
+    print("before \\u2713")
+    print("after")
+
+with RankedExecutor(2, caller_rank=None, output=[1]) as executor:
+    executor.submit(work).result()
+"""
+    out = run_script(tmp_path, source, env={"PYTHONUTF8": "0", **env})
+    assert out == "[rank 1] before \\u2713\n[rank 1] after\n"
+
+
+def test_a_ranks_own_stream(make_executor) -> None:
+    """A rank may put anything in place of its sys.stdout, and still report its result."""
+
+    def replace() -> str:
+        class Strange:
+            def write(self, text: str) -> None:
+                raise RuntimeError(text)
+
+            def flush(self) -> None:
+                raise RuntimeError("no")
+
+        before = sys.stdout, sys.stderr
+        sys.stdout = Strange()
+        del sys.stderr
+        if os.environ["RANK"] == "0":
+            sys.stdout, sys.stderr = before
+        return os.environ["RANK"]
+
+    assert make_executor(2, gather=True).submit(replace).result() == ["0", "1"]
 
 
 def test_the_stream_of_the_moment(make_executor, capsys) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
+import shutil
 import sys
+import threading
 import warnings
 from contextlib import ExitStack
 
 import pytest
 
-from rankexec._gang.output import TAIL_LINES, OutputReader, flush, sink_for
+from rankexec._gang.output import TAIL_LINES, OutputReader, flush
+from rankexec._gang.sinks import sink_for
 
 
 class Pipe:
@@ -153,6 +157,35 @@ def test_directory(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_directory_that_is_removed(tmp_path):
+    """It is made again: what comes later is in a new file of the same name."""
+    with ExitStack() as stack:
+        sink = sink_for(2, tmp_path / "logs", stack)
+        sink("stdout", "lost with it")
+        shutil.rmtree(tmp_path / "logs")
+        sink("stdout", "later")
+        sink("stdout", "and later")
+        assert (tmp_path / "logs" / "rank2.log").read_text() == "later\nand later\n"
+        shutil.rmtree(tmp_path / "logs")
+        (tmp_path / "logs").touch()
+        with pytest.warns(RuntimeWarning, match=r"rank2\.log raised FileExistsError"):
+            sink("stdout", "no place")
+        (tmp_path / "logs").unlink()
+        sink("stdout", "there again")
+        assert (tmp_path / "logs" / "rank2.log").read_text() == "there again\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_a_full_disk(tmp_path):
+    """A warning, once; neither the next line nor the closing raises."""
+    (tmp_path / "rank2.log").symlink_to("/dev/full")
+    with ExitStack() as stack:
+        sink = sink_for(2, tmp_path, stack)
+        with pytest.warns(RuntimeWarning, match="of rank 2 is lost: .*No space left") as warned:
+            list(map(sink, ("stdout", "stderr"), ("one", "two")))
+    assert len(warned) == 1
+
+
 def test_the_stream_of_the_moment(monkeypatch):
     """A stream that the user puts in place later is used from then on."""
     sink = sink_for(0, "all", ExitStack())
@@ -182,6 +215,152 @@ def test_a_broken_stream_where_warnings_are_errors(monkeypatch, capsys):
         warnings.simplefilter("error")
         sink("stdout", "one")
     assert "rankexec: the output of rank 1 is lost" in capsys.readouterr().err
+
+
+def test_every_line_is_tried(monkeypatch):
+    """A stream that raises for one line gets the next; each stream is warned of once."""
+    shown = []
+
+    class Moody:
+        def write(self, text):
+            if "bad" in text:
+                raise RuntimeError("not this one")
+            shown.append(text)
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Moody())
+    sink = sink_for(1, "all", ExitStack())
+    with pytest.warns(RuntimeWarning) as warned:
+        list(map(sink, ["stdout", "stderr"] * 3, ["good 1", "bad", "bad", "bad", "bad", "good 2"]))
+    assert shown == ["[rank 1] good 1\n", "[rank 1] good 2\n"]
+    assert [str(one.message).split(" raised")[0].split()[-1] for one in warned] == [
+        "sys.stdout",
+        "sys.stderr",
+    ]
+
+
+def test_nowhere_to_say_it(monkeypatch):
+    """Where stderr is as broken as stdout, nothing is raised into the thread that reads."""
+    closed = io.StringIO()
+    closed.close()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, closed)
+    monkeypatch.setattr(warnings, "showwarning", lambda *_: closed.write("x"))
+    sink = sink_for(1, "all", ExitStack())
+    sink("stdout", "one")
+    monkeypatch.delattr(sys, "stderr")
+    sink("stderr", "two")
+
+
+class Bytes(io.BytesIO):
+    """A binary file that is there to be read when the text stream above it is closed."""
+
+    def close(self):
+        """Stay open."""
+
+
+def text_stream(encoding):
+    """Return a strict stream of that encoding, and what is below it."""
+    binary = Bytes()
+    return io.TextIOWrapper(binary, encoding=encoding), binary
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", b"\\u20ac d\\xf6ne"),
+        ("latin-1", b"\\u20ac d\xf6ne"),
+        ("cp1252", b"\x80 d\xf6ne"),
+        ("utf-8", "\u20ac d\xf6ne".encode()),
+        ("utf-16-le", "\u20ac d\xf6ne".encode("utf-16-le")),
+    ],
+)
+def test_what_a_stream_cannot_encode(monkeypatch, encoding, shown):
+    """Such characters are shown as escapes; all others, and the lines after, as they are."""
+    stream, binary = text_stream(encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    sink = sink_for(1, "all", ExitStack())
+    sink("stdout", "\u20ac d\xf6ne")
+    sink("stdout", "plain")
+    prefix, end = "[rank 1] ".encode(encoding), "\n".encode(encoding)
+    assert binary.getvalue() == prefix + shown + end + prefix + "plain".encode(encoding) + end
+
+
+def test_a_stream_that_knows_no_encoding(monkeypatch):
+    """What says nothing, or the wrong thing, about its encoding gets ASCII."""
+    inner, binary = text_stream("ascii")
+
+    class Tee:
+        encoding = "utf-8"
+
+        def write(self, text):
+            inner.write(text)
+            inner.flush()
+
+    class Odd(Tee):
+        encoding = "no-such-codec"
+
+    writer = codecs.getwriter("ascii")(binary)
+    sink = sink_for(1, "all", ExitStack())
+    for stream in (Tee(), Odd(), writer):
+        monkeypatch.setattr(sys, "stdout", stream)
+        sink("stdout", "d\xf6ne")
+    assert binary.getvalue() == b"[rank 1] d\\xf6ne\n" * 3
+
+
+def full_pipe(buffering):
+    """Return the reading end of a full pipe, and a stream on the other that does not wait."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 512)
+    except BlockingIOError:
+        pass
+    raw = open(writer, "wb", buffering=buffering)  # noqa: SIM115  # closed by the test
+    return reader, io.TextIOWrapper(raw, write_through=buffering == 0, line_buffering=buffering > 0)
+
+
+@pytest.mark.parametrize("buffering", [0, 8192])
+def test_a_full_pipe_that_does_not_wait(monkeypatch, buffering):
+    """Its reader is waited for; no line is lost, however long."""
+    reader, stream = full_pipe(buffering)
+    lines = [f"{number} " + "\N{EURO SIGN}" * 30_000 for number in range(5)]
+    read = []
+
+    def read_all():
+        while data := os.read(reader, 65536):
+            read.append(data)
+
+    thread = threading.Thread(target=read_all)
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(sys, "stdout", stream)
+        sink = sink_for(1, "all", ExitStack())
+        thread.start()
+        for line in lines:
+            sink("stdout", line)
+    stream.close()
+    thread.join()
+    os.close(reader)
+    assert b"".join(read).lstrip(b"x").decode() == "".join(f"[rank 1] {line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("buffering", [0, 8192])
+def test_a_full_pipe_that_nobody_reads(monkeypatch, buffering):
+    """Its lines are lost after a while, with a warning; it is waited for once, and tried again."""
+    reader, stream = full_pipe(buffering)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        sink = sink_for(1, "all", ExitStack())
+        with pytest.warns(RuntimeWarning, match="nobody reads it") as warned:
+            list(map(sink, ["stdout"] * 200, map(str, range(200))))  # each would be waited for
+        assert len(warned) == 1
+        assert set(os.read(reader, 1 << 20)) == {ord("x")}
+        sink("stdout", "seen")
+    assert os.read(reader, 1 << 20).endswith(b"[rank 1] seen\n")
+    stream.close()
+    os.close(reader)
 
 
 def test_no_stream(monkeypatch):

@@ -36,7 +36,7 @@ LAYERS = """
     _gang.crew
     _gang.reap
     _gang.members               _gang.plan
-    launchers
+    launchers                   _gang.sinks
     _gang.channel               _gang.shipping
     _gang.naming                _gang.owned
     _gang.wire                  _gang.caller        _settings           _future
@@ -58,7 +58,7 @@ LAYERS = """
     _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
-    _torch
+    _torch                      _gang.streams
 """
 """Imports run downwards only: a module imports those of the lines below its own."""
 

@@ -57,12 +57,13 @@ class Crew:
         environments = [plan.environments[seat.rank] for seat in seats]
         children = plan.launcher.start(seats, environments, plan.preparation)
         for seat, child in zip(seats, children, strict=True):
-            member = Member(child, plan.infos[seat.rank], plan.prefix(seat.rank), plan.output)
+            member = Member(child, plan.infos[seat.rank], plan.prefix(seat.rank))
             self.members[seat.rank] = member
             self.loop.watch(child.channel, partial(self._on_message, member))
             self.loop.watch(child, partial(self._on_news, member))
             for reader in (member.stdout, member.stderr):
                 self.loop.watch(reader, partial(self._on_output, reader))
+            member.serve(plan.infos[seat.rank], plan.output)
             yield member
 
     def has_lost(self) -> bool:

@@ -7,7 +7,8 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from rankexec._gang.call import Raised, RankInfo
-from rankexec._gang.output import OutputReader, sink_for
+from rankexec._gang.output import OutputReader
+from rankexec._gang.sinks import sink_for
 from rankexec._gang.wire import Packed, unpack
 from rankexec.launchers import Child, Ended
 
@@ -20,9 +21,9 @@ _MEASURED = (*_TIMES, "peak_gpu_memory")
 
 
 class Member:
-    """A child and what the gang reads from it."""
+    """A child and what the gang reads from it; `serve` begins each call, the first one too."""
 
-    def __init__(self, child: Child, info: RankInfo, prefix: str, output: Any) -> None:
+    def __init__(self, child: Child, info: RankInfo, prefix: str) -> None:
         self.child = child
         self.info = info
         self.ready = False
@@ -32,12 +33,12 @@ class Member:
         """By ident, the names of the threads that its end waits for."""
         self._prefix = prefix
         self._closing = ExitStack()
-        sink = sink_for(info.rank, output, self._closing, prefix)
-        self.stdout = OutputReader(child.stdout, "stdout", sink)
-        self.stderr = OutputReader(child.stderr, "stderr", sink)
+        nowhere = sink_for(info.rank, "caller", self._closing)
+        self.stdout = OutputReader(child.stdout, "stdout", nowhere)
+        self.stderr = OutputReader(child.stderr, "stderr", nowhere)
 
     def serve(self, info: RankInfo, output: Any) -> None:
-        """Begin another call of a session."""
+        """Begin a call. Raises OSError if a file for the output cannot be made."""
         info.pid, info.started = self.info.pid, self.info.started
         self.info = info
         self.ready = False

@@ -1,17 +1,17 @@
-"""Ranks' output: whole lines, prefixed, into the caller's own streams."""
+"""Ranks' output as it is read: whole lines. `sinks` has where they go."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
 from io import RawIOBase
-from typing import Any
 
-__all__ = ("OutputReader", "flush", "sink_for", "warn")
+from rankexec._gang import streams
+
+__all__ = ("OutputReader", "Sink", "flush", "warn")
 
 TAIL_LINES = 20
 _CHUNK = 64 * 1024
@@ -81,50 +81,13 @@ class OutputReader:
         return raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
 
 
-def sink_for(
-    rank: int, output: Any, stack: contextlib.ExitStack, prefix: str | None = None
-) -> Sink:
-    """Return where the lines of a child go: `output` as RankedExecutor takes it."""
-    if isinstance(output, os.PathLike):
-        os.makedirs(output, exist_ok=True)
-        path = os.path.join(output, f"rank{rank}.log")
-        file = stack.enter_context(open(path, "a", encoding="utf-8"))  # noqa: SIM115  # it is
-
-        def to_file(_stream: str, line: str) -> None:
-            file.write(line + "\n")
-            file.flush()
-
-        return to_file
-    if output == "caller" or (output != "all" and rank not in output):
-        return lambda _stream, _line: None
-    return _prefixed(rank, f"[rank {rank}] " if prefix is None else prefix)
-
-
-def _prefixed(rank: int, prefix: str) -> Sink:
-    broken = False
-
-    def write(stream: str, line: str) -> None:
-        nonlocal broken
-        target = getattr(sys, stream)
-        if target is None or broken:
-            return
-        try:
-            target.write(f"{prefix}{line}\n")
-            target.flush()
-        except Exception as error:  # the user's stream: it may be closed, or anything at all
-            broken = True
-            warn(f"the output of rank {rank} is lost: sys.{stream} raised {error!r}")
-
-    return write
-
-
 def flush() -> None:
     """Flush this process's stdout and stderr, C's buffers too."""
     from rankexec._gang.libc import flush_streams  # ctypes is not for who only imports rankexec
 
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, closed, broken pipe
-            stream.flush()
+    for name in ("stdout", "stderr"):
+        with contextlib.suppress(Exception):  # closed, a broken pipe; the user's own: anything
+            streams.flush(getattr(sys, name))
     flush_streams()
 
 
@@ -132,5 +95,6 @@ def warn(message: str) -> None:
     """Warn; where warnings are errors, print: a gang must be ended whatever the filters say."""
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1)
-    except RuntimeWarning:
-        print(f"rankexec: {message}", file=sys.stderr)  # noqa: T201  # there is nobody to raise to
+    except Exception:  # also the user's own `showwarning`, or a stderr that is closed
+        with contextlib.suppress(Exception):  # there is nobody to raise to
+            streams.put(sys.stderr, f"rankexec: {message}\n")

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
+from rankexec._gang.streams import flush, put
+
 __all__ = ("Display", "collected", "held_back", "show", "silenced")
 
 Display = dict[str, Any]
@@ -122,8 +124,8 @@ def held_back() -> Iterator[None]:
         with redirect_stdout(out), redirect_stderr(err):
             yield
     finally:
-        sys.stdout.write(out.getvalue())
-        sys.stderr.write(err.getvalue())
+        put(sys.stdout, out.getvalue())
+        put(sys.stderr, err.getvalue())
 
 
 class _Silenced(io.TextIOBase):
@@ -137,7 +139,7 @@ class _Silenced(io.TextIOBase):
         return self._stream.write(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        flush(self._stream)
 
     def fileno(self) -> int:
         return self._stream.fileno()
