@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ __all__ = (
     "do_not_wait_at_exit",
     "gpu_memory_returned",
     "has_own_gpu",
+    "join_group",
     "loopback_store",
     "peak_gpu_memory",
     "wait_for_all",
@@ -57,14 +59,15 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
     try:
         host, port = listener.getsockname()[:2]
         limit = {} if timeout is None else {"timeout": timeout}
-        server = dist.TCPStore(
-            host,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=listener.fileno(),
-            **limit,
-        )
+        with _without_sigpipe():
+            server = dist.TCPStore(
+                host,
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.fileno(),
+                **limit,
+            )
         listener.detach()  # the server closes it
     finally:
         listener.close()
@@ -72,6 +75,27 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
         yield f"{host}:{port}"
     finally:
         del server  # ends its thread, and frees whoever still waits for a key
+
+
+@contextmanager
+def _without_sigpipe() -> Iterator[None]:
+    """Have no SIGPIPE in this thread, nor ever in the threads that torch starts meanwhile.
+
+    Those of gloo write to a peer as to a file. A process that has that signal at its default would
+    die with the peer.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such signal
+        yield
+        return
+    number = signal.SIGPIPE
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        if number not in blocked:
+            if number in signal.sigpending():  # from a rendezvous, which is this thread's own
+                signal.sigwait([number])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
 def _listen_on_loopback() -> socket.socket:
@@ -155,6 +179,15 @@ def check_group(rank: int, size: int) -> None:
             f"this process has a default process group already, as rank {dist.get_rank()} of "
             f"{dist.get_world_size()}, but its seat is rank {rank} of {size}; destroy it first"
         )
+
+
+def join_group(backend: str, store: Any, rank: int, size: int, timeout: timedelta | None) -> None:
+    """Make the default group."""
+    import torch.distributed as dist
+
+    limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    with _without_sigpipe():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, **limit)
 
 
 _wait_at_exit = True

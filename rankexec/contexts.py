@@ -22,6 +22,7 @@ from rankexec._torch import (
     check_group,
     destroy_group,
     has_own_gpu,
+    join_group,
     loopback_store,
     wait_for_all,
 )
@@ -165,10 +166,9 @@ class TorchDDPCtx:
             if dist.is_initialized():
                 check_group(rank, size)
             else:
-                options = {} if self.timeout is None else {"timeout": self.timeout}
                 backend = self.backend or ("nccl" if on_gpu else "gloo")
                 store = self._store(rank, size, address)
-                dist.init_process_group(backend, store=store, rank=rank, world_size=size, **options)
+                join_group(backend, store, rank, size, self.timeout)
                 undo.callback(destroy_group)
                 if address is None:
                     wait_for_all(store, size)

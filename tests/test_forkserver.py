@@ -6,11 +6,11 @@ import ctypes
 import importlib.util
 import mmap
 import os
-import pickle
 import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import is_running, last_guardian, run_python, run_script, wait_until
-from multiprocess import reduction
 
 from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
+from rankexec._gang import line
 from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
 from rankexec.launchers._ends import (
@@ -526,13 +526,14 @@ os.kill(os.getpid(), signal.SIGKILL)
         wait_until(lambda pid=int(done.stdout): not is_running(pid), "it has ended", 10)
 
 
-def test_a_start_without_descriptors(capfd):
+def test_half_a_message(capfd):
     """A caller that was killed just then: the guardian ends, and says nothing; so do its ranks."""
     with executor_with(LocalLauncher("forkserver")) as executor:
         executor.submit(os.getpid).result()
         guardian, pid = last_guardian(), guardian_pid()
-        guardian._control.send_bytes(pickle.dumps(("start", 1 << 40, None, None)))
-        os.write(guardian._control.fileno(), b".")
+        with socket.socket(fileno=os.dup(guardian._control.fileno())) as control:
+            control.send(b"\0" * 12)
+            control.shutdown(socket.SHUT_WR)
         wait_until(lambda: not guardian.alive(), "it has ended")
         assert len(executor.submit(os.getpid).result()) == 2
         assert guardian_pid() != pid
@@ -612,15 +613,15 @@ print("done")
 
 
 def test_a_finalizer_that_tells_the_guardian(monkeypatch):
-    """The collector may run one in between a message and its descriptors; it takes its turn."""
-    sent = reduction.sendfds
+    """The collector may run one in the midst of a message; it takes its turn."""
+    sent = line.send_files
 
     def collect_and_send(*args):
         last_guardian().tell("park", 0, 0.0, ())  # as an executor does that is forgotten
         return sent(*args)
 
     with executor_with(LocalLauncher("forkserver")) as executor:
-        monkeypatch.setattr(reduction, "sendfds", collect_and_send)
+        monkeypatch.setattr(line, "send_files", collect_and_send)
         assert len(executor.submit(os.getpid).result()) == 2
         monkeypatch.undo()
         assert len(executor.submit(os.getpid).result()) == 2

@@ -233,10 +233,11 @@ def test_every_line_is_tried(monkeypatch):
     with pytest.warns(RuntimeWarning) as warned:
         list(map(sink, ["stdout", "stderr"] * 3, ["good 1", "bad", "bad", "bad", "bad", "good 2"]))
     assert shown == ["[rank 1] good 1\n", "[rank 1] good 2\n"]
-    assert [str(one.message).split(" raised")[0].split()[-1] for one in warned] == [
+    assert len(warned) == 2
+    assert {str(one.message).split(" raised")[0].split()[-1] for one in warned} == {
         "sys.stdout",
         "sys.stderr",
-    ]
+    }
 
 
 def test_nowhere_to_say_it(monkeypatch):

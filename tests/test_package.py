@@ -50,8 +50,9 @@ LAYERS = """
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots              _gang.finish
-    _gang.descriptors           _gang.mappings      _gang.deferred
-    _gang.loop                  _gang.call          _gang.output        _gang.sockets
+    _gang.descriptors           _gang.mappings      _gang.deferred      _gang.line
+    _gang.loop                  _gang.call          _gang.output
+    _gang.sockets
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _gang.stacks                _gang.trackers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets

@@ -12,16 +12,17 @@ import threading
 import types
 
 import cloudpickle
-import multiprocess
 import pytest
-from multiprocess import reduction
 
+from rankexec._gang import line
 from rankexec._gang.channel import Channel
+from rankexec._gang.line import Line
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
-from rankexec._gang.wire import BUFFER_LIMIT, INLINE_LIMIT, Packed, pack, pack_result, unpack
+from rankexec._gang.sockets import PASSES_FILES
+from rankexec._gang.wire import BUFFER_LIMIT, INLINE_LIMIT, pack, pack_result, unpack
 
 has_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd here")
-passes_files = pytest.mark.skipif(not reduction.HAVE_SEND_HANDLE, reason="files cannot be passed")
+passes_files = pytest.mark.skipif(not PASSES_FILES, reason="files cannot be passed")
 
 
 def round_trip(value):
@@ -161,7 +162,7 @@ def test_a_failure_leaves_nothing_open():
 @pytest.fixture
 def channels():
     """Both ends of a channel."""
-    ends = [Channel(end) for end in multiprocess.Pipe(duplex=True)]
+    ends = [Channel(Line(end.detach())) for end in socket.socketpair()]
     yield ends
     for end in ends:
         end.close()
@@ -196,11 +197,13 @@ def test_channel_carries_packed_values(channels, size):
 
 
 @passes_files
-def test_the_end_between_message_and_file(channels):
-    """A sender that dies in between has said nothing: it is the end."""
+def test_a_message_without_its_file(channels, monkeypatch):
+    """A system that has no descriptor left for it drops it: that is the end."""
     here, there = channels
-    here._connection.send_bytes(pickle.dumps(("returned", None, Packed(b""), True)))
-    here.close()
+    packed = pack(b"x" * 2 * BUFFER_LIMIT)
+    here.send("call", None, packed)
+    packed.close()
+    monkeypatch.setattr(line, "receive_files", lambda own, size, _: (own.recv(size), []))
     with pytest.raises(EOFError):
         there.receive()
 

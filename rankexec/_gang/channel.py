@@ -1,8 +1,8 @@
 """The connection between the caller and a rank.
 
 Everything that goes over it is one small message (a single write, so that nobody waits for the
-second half of a message from a stopped process) and, if there is more to say, a few descriptors: of
-one file, and of what the call's own objects have open.
+second half of a message from a stopped process) and, if there is more to say, a few descriptors
+beside it: of one file, and of what the call's own objects have open.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import pickle
 import weakref
 from typing import Any, ClassVar
 
-from multiprocess.connection import Connection
-
-from rankexec._gang import descriptors
+from rankexec._gang.line import Line
 from rankexec._gang.wire import Packed
 
 __all__ = ("Channel",)
@@ -24,34 +22,32 @@ class Channel:
 
     _open: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, line: Line) -> None:
+        self._line = line
         Channel._open.add(self)
 
     def fileno(self) -> int:
-        return self._connection.fileno()  # type: ignore[no-any-return]  # untyped there
+        return self._line.fileno()
 
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:
         """Send one message. `details` are plain values; everything of the user's is packed."""
-        files = packed.files() if packed else []
         carried = packed and packed.with_files([])
-        self._connection.send_bytes(pickle.dumps((kind, details, carried, len(files))))
-        if files:
-            descriptors.send(self.fileno(), files)
+        self._line.send(pickle.dumps((kind, details, carried)), packed.files() if packed else [])
 
     def receive(self) -> tuple[str, Any, Packed | None]:
         """Return the next message's kind, details and payload. Raises EOFError at the end."""
-        kind, details, packed, files = pickle.loads(self._connection.recv_bytes())
-        if files:  # or EOFError: the sender died between message and file
-            packed = packed.with_files(descriptors.receive(self.fileno(), files))
+        data, files = self._line.receive()
+        kind, details, packed = pickle.loads(data)
+        if files:
+            packed = packed.with_files(files)
         return kind, details, packed
 
     def poll(self) -> bool:
         """Return whether a message (or the end) is there."""
-        return self._connection.poll(0)  # type: ignore[no-any-return]  # untyped there
+        return self._line.poll()
 
     def close(self) -> None:
-        self._connection.close()
+        self._line.close()
 
     @classmethod
     def close_all(cls) -> None:

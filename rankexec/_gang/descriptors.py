@@ -13,14 +13,14 @@ import os
 import socket
 import sys
 import threading
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import multiprocess
 
 from rankexec._gang import sockets
+from rankexec._gang.sockets import close_all, receive_files, send_files
 
 __all__ = (
     "TWINS",
@@ -28,10 +28,7 @@ __all__ = (
     "Handed",
     "arriving",
     "beside",
-    "close_all",
     "collecting",
-    "receive",
-    "send",
     "taking",
 )
 
@@ -39,8 +36,6 @@ TWINS: tuple[Any, ...] = (multiprocess, multiprocessing)
 """The library that starts ranks, and the one that it is a copy of; users may have either."""
 _IN_A_BOX = 200
 """Linux takes no more than 253 in one message."""
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 _here = threading.local()
 
 
@@ -143,7 +138,7 @@ def _box(descriptors: Sequence[int]) -> socket.socket:
     into, box = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with into:
         try:
-            send(into.fileno(), descriptors)
+            send_files(into, bytes([len(descriptors)]), descriptors)
         except BaseException:
             box.close()
             raise
@@ -151,42 +146,11 @@ def _box(descriptors: Sequence[int]) -> socket.socket:
 
 
 def _look_into(box: int) -> list[int]:
-    return receive(box, _IN_A_BOX, socket.MSG_PEEK)
-
-
-def send(own: int, descriptors: Sequence[int]) -> None:
-    """Send some descriptors over a socket, in one message."""
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
-    with _as_socket(own) as sender:
-        sender.sendmsg([bytes([len(descriptors)])], [rights], _NO_SIGNAL)
-
-
-def receive(own: int, most: int, flags: int = 0) -> list[int]:
-    """Return the descriptors that the next message of a socket has.
-
-    Raises:
-        EOFError: there is none, and will be none.
-        OSError: not all of them may be open in this process.
-    """
-    room = socket.CMSG_SPACE(most * array("i").itemsize)
-    with _as_socket(own) as receiver:
-        count, ancillary, _, _ = receiver.recvmsg(1, room, flags | _CLOSE_ON_EXEC)
-    if not count:
-        raise EOFError
-    found = array("i", b"".join(data for *_, data in ancillary))
+    """Return copies of what is in a box. Raises OSError if not all may be open in this process."""
+    with socket.socket(fileno=os.dup(box)) as own:
+        own.setblocking(True)  # whatever the user's default time limit is
+        count, found = receive_files(own, 1, _IN_A_BOX, socket.MSG_PEEK)
     if len(found) != count[0]:  # the kernel drops what is too many
         close_all(found)
         raise OSError(errno.EMFILE, "a call brings more descriptors than this rank may have open")
-    return list(found)
-
-
-def _as_socket(own: int) -> socket.socket:
-    made = socket.socket(fileno=os.dup(own))
-    made.setblocking(True)  # whatever the user's default time limit is
-    return made
-
-
-def close_all(descriptors: Iterable[int]) -> None:
-    """Close them."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+    return found

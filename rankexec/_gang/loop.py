@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from rankexec._gang.sockets import NO_SIGNAL, quiet
+
 __all__ = ("LONGEST_SECONDS", "Loop")
 
 Callback = Callable[[], None]
@@ -29,14 +31,14 @@ class Loop:
             self._selector.close()
             raise
         for end in (self._awake, self._waker):
-            end.setblocking(False)
+            quiet(end).setblocking(False)
         self.watch(self._awake, self._on_wake)
 
     def tell(self, callback: Callback) -> None:
         """Have the loop call `callback`; returns at once. After `close` nothing happens."""
         self._told.put(callback)
         with suppress(OSError):  # full: it is awake anyway; closed: it is over
-            self._waker.send(b".")
+            self._waker.send(b".", NO_SIGNAL)
 
     def watch(self, what: Any, callback: Callback) -> None:
         """Call back whenever `what` (a descriptor, or something with one) is readable."""

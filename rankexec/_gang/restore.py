@@ -33,6 +33,7 @@ __all__ = (
 
 TURN_WARNING_SECONDS = 10.0
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())  # makes 64 enum members a time
+_MASKS = hasattr(signal, "pthread_sigmask")
 
 
 class _Turn:
@@ -126,6 +127,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     global _base  # noqa: PLW0603  # the turn makes it one writer at a time
     environment = _base = dict(os.environ)
     handlers = {number: get_handler(number) for number in _SIGNALS}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _MASKS else set()
     main = sys.modules["__main__"]
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
@@ -140,6 +142,8 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
             for number, handler in handlers.items():
                 if handler is not None and get_handler(number) is not handler:
                     set_handler(number, handler)
+        if _MASKS:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         sys.modules["__main__"] = main
         sys.excepthook = excepthook
         if cwd is not None and _directory() != cwd:

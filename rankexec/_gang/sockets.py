@@ -1,4 +1,4 @@
-"""Sockets of this process: a port kept for the ranks, and what a rank has connected."""
+"""Sockets of this process: pairs of them, a port kept for the ranks, what a rank has connected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,70 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ("PASSES_FILES", "TcpSocket", "open_sockets", "reserved_port", "tcp_sockets")
+__all__ = (
+    "NO_SIGNAL",
+    "PASSES_FILES",
+    "TcpSocket",
+    "close_all",
+    "open_sockets",
+    "quiet",
+    "receive_files",
+    "reserved_port",
+    "send_files",
+    "tcp_sockets",
+)
 
 PASSES_FILES = all(hasattr(socket, name) for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"))
 """Whether open files can be sent to other processes. Not on Windows."""
+NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+"""A flag for everything that we send: where nobody listens any more, BrokenPipeError is all. For
+macOS, which has it for a socket and not for a call, there is `quiet`."""
+_SO_NOSIGPIPE = 0x1022
+# No program that is started just now inherits the files that are received.
+_RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def quiet(own: socket.socket) -> socket.socket:
+    """Return the socket; to send on it with `NO_SIGNAL` raises no SIGPIPE, on no system."""
+    if sys.platform == "darwin" and not NO_SIGNAL:
+        own.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
+    return own
+
+
+def send_files(own: socket.socket, data: bytes, files: Sequence[int]) -> int:
+    """Send data, and open files with its first byte; return how much of it was sent."""
+    # Not `socket.send_fds` and `recv_fds`, which take flags and do not pass them on.
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))]
+    return own.sendmsg([data], beside, NO_SIGNAL)
+
+
+def receive_files(
+    own: socket.socket, size: int, most: int, flags: int = 0
+) -> tuple[bytes, list[int]]:
+    """Receive data, at most `size` bytes, and at most so many files.
+
+    At the limit of descriptors the system drops those that are too many.
+    """
+    if not PASSES_FILES:
+        return own.recv(size), []
+    files = array("i")
+    room = socket.CMSG_SPACE(most * files.itemsize)
+    data, beside, _, _ = own.recvmsg(size, room, flags | _RECEIVE_FLAGS)
+    for _, _, content in beside:
+        files.frombytes(content[: len(content) // files.itemsize * files.itemsize])
+    return data, list(files)
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close them, whether they are open or not."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import cloudpickle
 
-from rankexec._gang import descriptors, sockets
+from rankexec._gang import sockets
 from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
 from rankexec._gang.replay import Dumper, second_attempt, second_attempt_of_result
 
@@ -56,7 +56,7 @@ class Packed:
         """Give the files back. Nothing else needs to be done: they have no names."""
         files = self.files()
         self.fd, self.boxes = None, ()
-        descriptors.close_all(files)
+        sockets.close_all(files)
 
 
 Make = Callable[[io.BytesIO, Keep], cloudpickle.Pickler]

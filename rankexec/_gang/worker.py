@@ -38,14 +38,14 @@ from contextlib import suppress
 from multiprocessing import process as twin_process
 from typing import Any, TypeAlias
 
-from multiprocess import Pipe, spawn
-from multiprocess.connection import Connection
+from multiprocess import spawn
 
 from rankexec._gang import libc, output, sockets
 from rankexec._gang.call import Call, RankInfo, Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
 from rankexec._gang.held import Ear
+from rankexec._gang.line import Line
 from rankexec._gang.sets import NOTHING
 from rankexec._gang.trackers import prepare_trackers
 from rankexec._gang.wire import pack_result
@@ -80,7 +80,7 @@ def main(channel: int, stacks: int, guardian: int, news: int) -> None:
     """Serve the caller's calls, then end."""
     die_with(guardian)
     prepare_trackers(news)
-    serve(Channel(Connection(channel)), stacks)
+    serve(Channel(Line(channel)), stacks)
 
 
 def serve(channel: Channel, stacks: int, take_environment: TakeEnvironment | None = None) -> None:
@@ -108,21 +108,21 @@ def main_unguarded(port: int) -> None:
     connections = []
     for _ in range(2):
         connection = socket.create_connection(("127.0.0.1", port))
-        connection.sendall(sys.stdin.buffer.read(TOKEN_BYTES))
+        connection.sendall(sys.stdin.buffer.read(TOKEN_BYTES), sockets.NO_SIGNAL)
         connections.append(connection)
     channel, line = connections
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_watch, args=(line,), daemon=True, name="rankexec-watch").start()
     sockets.PASSES_FILES = False
-    last = Channel(Connection(channel.detach()))
+    last = Channel(Line(channel.detach()))
     _talk(last)
     _tell_threads(last)
 
 
 def rehearse(take_environment: TakeEnvironment) -> None:
     """Serve an empty call that this process sends itself, and leave."""
-    ours, theirs = (Channel(end) for end in Pipe())
+    ours, theirs = (Channel(Line(end.detach())) for end in socket.socketpair())
     preparation = spawn.get_preparation_data("rank")
     authkey = bytes(preparation["authkey"])
     preparation.update(umask=0o077, authkey=authkey, twin_authkey=authkey)
@@ -141,7 +141,7 @@ def _watch(line: socket.socket) -> None:
     """Answer with the stacks of all threads; end with the caller."""
     with suppress(ConnectionError):
         while line.recv(1):
-            line.sendall(_stacks().encode("utf-8", "backslashreplace"))
+            line.sendall(_stacks().encode("utf-8", "backslashreplace"), sockets.NO_SIGNAL)
     _end_children()
     os._exit(1)
 

@@ -1,7 +1,7 @@
 """The two ends of what joins a rank to its caller: five descriptors each, always in this order.
 
 channel, a socket for their messages; stacks, what the rank is doing, when it is asked; its stdout
-and its stderr; status, from the guardian: what becomes of the process. All but the first are pipes.
+and its stderr; status, a line from the guardian: what becomes of the process. All others are pipes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from array import array
-from collections.abc import Iterable
-from contextlib import suppress
+
+from rankexec._gang.sockets import close_all, quiet, receive_files, send_files
 
 __all__ = ("DESCRIPTORS", "close_all", "joined", "offers_socket", "receive_ends", "send_ends")
 
 DESCRIPTORS = 5
 _KEY_BYTES = 64
-_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # no program that is started just now inherits them
 
 
 def joined() -> tuple[list[int], list[int]]:
@@ -28,12 +26,12 @@ def joined() -> tuple[list[int], list[int]]:
     ours: list[int] = []
     theirs: list[int] = []
     try:
-        for own, ends in zip(socket.socketpair(), (ours, theirs), strict=True):
-            ends.append(own.detach())
-        while len(ours) < DESCRIPTORS:
+        _add_line(ours, theirs)
+        for _ in range(3):
             reader, writer = os.pipe()
             ours.append(reader)
             theirs.append(writer)
+        _add_line(ours, theirs)  # not a pipe: to write to that may raise SIGPIPE
     except OSError:
         close_all([*ours, *theirs])
         raise
@@ -42,11 +40,9 @@ def joined() -> tuple[list[int], list[int]]:
     return ours, theirs
 
 
-def close_all(descriptors: Iterable[int]) -> None:
-    """Close them, whether they are open or not."""
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
+def _add_line(ours: list[int], theirs: list[int]) -> None:
+    for own, ends in zip(socket.socketpair(), (ours, theirs), strict=True):
+        ends.append(own.detach())
 
 
 def offers_socket() -> tuple[socket.socket, socket.socket]:
@@ -58,29 +54,24 @@ def offers_socket() -> tuple[socket.socket, socket.socket]:
     kind = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
     pair = socket.socketpair(type=kind)
     for own in pair:
-        own.setblocking(False)
+        quiet(own).setblocking(False)
     return pair
 
 
 def send_ends(own: socket.socket, key: int, ends: list[int]) -> None:
     """Put a rank's ends, and the key that it is known by, into a socket that does not wait."""
-    socket.send_fds(own, [str(key).encode("ascii")], ends)
+    send_files(own, str(key).encode("ascii"), ends)
 
 
 def receive_ends(own: socket.socket) -> tuple[int, list[int]] | None:
     """Return what was put in first and not taken yet; None if there is nothing to be had."""
-    # Not `socket.recv_fds`, which takes flags and does not pass them on.
-    size = array("i").itemsize
     try:
         while True:
-            key, ancillary, _, _ = own.recvmsg(
-                _KEY_BYTES, socket.CMSG_LEN(DESCRIPTORS * size), _FLAGS
-            )
+            key, ends = receive_files(own, _KEY_BYTES, DESCRIPTORS)
             if not key:  # who puts them in is gone
                 return None
-            ends = array("i", b"".join(data[: len(data) // size * size] for *_, data in ancillary))
             if len(ends) == DESCRIPTORS:
-                return int(key), list(ends)
-            close_all(ends)  # at the limit of descriptors the kernel drops what is too many
+                return int(key), ends
+            close_all(ends)
     except OSError:  # nothing is there
         return None

@@ -27,7 +27,7 @@ class Guardian:
         """Start it, in the background; with `preload`, ranks can be forked from it."""
         import subprocess  # takes as long as a tenth of rankexec
 
-        import multiprocess  # brings dill along
+        from rankexec._gang.line import Line  # brings multiprocess and dill along
 
         self._lock = threading.RLock()  # a finalizer of this thread may tell it something
         self._told: deque[tuple[Any, ...]] = deque()
@@ -38,7 +38,8 @@ class Guardian:
         self._parks_for: weakref.WeakSet[Any] = weakref.WeakSet()  # launchers
         command = command_for("rankexec.launchers._guardian")
         with ExitStack() as ours, ExitStack() as theirs:
-            self._control, control = multiprocess.Pipe(duplex=True)
+            own, control = socket.socketpair()
+            self._control = Line(own.detach())
             ours.callback(self._control.close)
             theirs.callback(control.close)
             self._offered, offers = offers_socket()
@@ -67,18 +68,12 @@ class Guardian:
 
     def start(self, fds: list[int], *details: Any) -> None:
         """Have it start a rank. Raises ConnectionError if it is gone."""
-        from multiprocess import reduction
-
         with self._lock:
             if self._control.closed:  # another thread has found it dead
                 raise ConnectionResetError("the guardian is gone")
             self._starting = True
             try:
-                # The socket first: without a descriptor left, it would get a message and none.
-                own = socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
-                with own:
-                    self._control.send_bytes(pickle.dumps(("start", *details)))
-                    reduction.sendfds(own, fds)
+                self._control.send(pickle.dumps(("start", *details)), fds)
             finally:
                 self._starting = False
             self.running += 1
@@ -94,7 +89,7 @@ class Guardian:
     def is_gone(self) -> bool:
         """Return whether it has closed its end: when it dies, before its ranks do."""
         with self._lock:
-            return bool(self._control.closed or self._control.poll(0))  # it never says anything
+            return bool(self._control.closed or self._control.poll())  # it never says anything
 
     def park(self, launcher: Any, count: int, seconds: float, taken: Sequence[int]) -> None:
         """Have it fork so many ahead for a launcher, which has taken those with these keys."""
@@ -112,13 +107,13 @@ class Guardian:
         """Tell it something; nothing happens if it is gone, for then so are its ranks."""
         with self._lock:
             self._told.append(message)
-            if not self._starting:  # else in between a message and its descriptors
+            if not self._starting:  # else this thread may be in the midst of that message
                 self._say()
 
     def _say(self) -> None:
         while self._told:
             with suppress(OSError):
-                self._control.send_bytes(pickle.dumps(self._told.popleft()))
+                self._control.send(pickle.dumps(self._told.popleft()))
 
     def has_ranks(self) -> None:
         """Note that one of its ranks has been started."""

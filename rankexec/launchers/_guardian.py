@@ -14,7 +14,7 @@
     caller    a pidfd of the caller, or -1 where the platform has none
     offered   descriptors of the two ends of `_standby`'s socket
     offers
-    status    one pipe for each rank, to the caller: Started, then Ended, or an OSError
+    status    one line for each rank, to the caller: Started, then Ended, or an OSError
 
 The caller may be killed at any moment. A pipe would not tell: the caller's own forked children
 (DataLoader workers) hold its ends too. The pidfd does.
@@ -35,14 +35,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from multiprocess import reduction
-from multiprocess.connection import Connection
-
 from rankexec._gang.libc import become_subreaper
+from rankexec._gang.line import Line
 from rankexec._gang.trackers import prepare_trackers
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
-from rankexec.launchers._ends import DESCRIPTORS, close_all
+from rankexec.launchers._ends import close_all
 from rankexec.launchers._forked import fork_rank
 from rankexec.launchers._pages import huge_pages
 from rankexec.launchers._preload import parts_of, preload
@@ -58,17 +56,17 @@ def main(control: int, caller: int, offered: int, offers: int) -> None:
     # What the caller's thread has blocked came along: without SIGCHLD no rank's end would be seen.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sockets = (socket.socket(fileno=descriptor) for descriptor in (offered, offers))
-    _Guardian(Connection(control), caller, *sockets).run()
+    _Guardian(Line(control), caller, *sockets).run()
     os._exit(0)  # nothing to finalize; a preloaded module's thread would keep the process
 
 
 class _Guardian:
     def __init__(
-        self, control: Connection, caller: int, offered: socket.socket, offers: socket.socket
+        self, control: Line, caller: int, offered: socket.socket, offers: socket.socket
     ) -> None:
         self._control = control
         self._caller = caller
-        self._starting: Connection | None = None
+        self._starting: Line | None = None
         self._ranks = Ranks()
         prepare_trackers(self._ranks.news)  # of those who are forked from here
         self._closing = False
@@ -120,14 +118,14 @@ class _Guardian:
         if self._closing:
             return
         try:
-            message = pickle.loads(self._control.recv_bytes())
-            self._obey(*message)
+            data, ends = self._control.receive()
+            self._obey(ends, *pickle.loads(data))
         except (EOFError, ConnectionError):
             self._close()
 
-    def _obey(self, kind: str, *details: Any) -> None:
+    def _obey(self, ends: list[int], kind: str, *details: Any) -> None:
         if kind == "start":
-            self._start(self._receive_ends(), *details)
+            self._start(ends, *details)
         elif kind == "preload":
             names, later = details
             self._preload(names)
@@ -140,14 +138,6 @@ class _Guardian:
             self._ranks.kill(*details)
         else:
             self._close()
-
-    def _receive_ends(self) -> list[int]:
-        with socket.fromfd(self._control.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as own:
-            try:
-                ends: list[int] = reduction.recvfds(own, DESCRIPTORS)
-            except RuntimeError as error:  # the caller died before it had sent them
-                raise EOFError from error
-        return ends
 
     def _preload(self, names: list[str]) -> None:
         try:
@@ -191,7 +181,7 @@ class _Guardian:
         self, ends: list[int], key: int, begin: Callable[[list[int]], int], *, parked: bool = False
     ) -> bool:
         """Take in what `begin` starts; if it cannot, say so and return False."""
-        status = self._starting = Connection(ends[-1], readable=False)
+        status = self._starting = Line(ends[-1])
         try:
             if self._refusal is not None:
                 raise self._refusal
@@ -209,6 +199,7 @@ class _Guardian:
 
     def _close_own(self) -> None:
         """In a fork: close what is the guardian's."""
+        signal.set_wakeup_fd(-1)
         if self._starting is not None:
             self._starting.close()
         self._ranks.close()

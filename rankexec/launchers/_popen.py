@@ -15,11 +15,11 @@ from typing import Any
 
 import multiprocess.connection
 import multiprocess.process
-from multiprocess.connection import Connection
 from multiprocess.process import BaseProcess
 
 from rankexec._gang.call import Seat
 from rankexec._gang.channel import Channel
+from rankexec._gang.line import Line
 from rankexec._gang.worker import STACKS_SIGNAL
 from rankexec.errors import PreloadError
 from rankexec.launchers import Ended, Started
@@ -69,7 +69,7 @@ class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no typ
         return self._popen.guardian  # type: ignore[no-any-return]  # untyped there
 
     def fileno(self) -> int:
-        """Return the status pipe's descriptor."""
+        """Return the status line's descriptor."""
         return self._popen.sentinel  # type: ignore[no-any-return]  # untyped there
 
     def news(self) -> list[Started | Ended]:
@@ -81,7 +81,7 @@ class RankProcess(BaseProcess):  # type: ignore[misc]  # multiprocess has no typ
         self._popen.tell("signal", STACKS_SIGNAL)
 
     def close(self) -> None:
-        """Close the channel and the status pipe; its output is closed by who reads it."""
+        """Close the channel and the status line; its output is closed by who reads it."""
         self.channel.close()
         self._popen.close()
 
@@ -97,7 +97,7 @@ class GuardedPopen:
         self.returncode: int | None = None
         self.key: int
         self.sentinel: int
-        self._status: Connection
+        self._status: Line
         self._since = 0.0
         self._lock = threading.Lock()
         self._news: list[Started | Ended | Exception] = []
@@ -139,9 +139,9 @@ class GuardedPopen:
 
     def _hold(self, process: RankProcess, ends: list[int]) -> None:
         channel, stacks, stdout, stderr, status = ends
-        process.channel = Channel(Connection(channel))
+        process.channel = Channel(Line(channel))
         process.stacks, process.stdout, process.stderr = map(FileIO, (stacks, stdout, stderr))
-        self._status = Connection(status, writable=False)
+        self._status = Line(status)
         self.sentinel = status
 
     def _prepare(self, process: RankProcess) -> bool:
@@ -170,15 +170,15 @@ class GuardedPopen:
         """Return the exit code if it is known.
 
         Reads nothing: multiprocess calls this for all its children whenever one is started, and
-        whoever watches the status pipe would wait for what has been read already.
+        whoever watches the status line would wait for what has been read already.
         """
         return self.returncode
 
     def _read(self) -> None:
         with self._lock:
-            while self.returncode is None and not self._status.closed and self._status.poll(0):
+            while self.returncode is None and not self._status.closed and self._status.poll():
                 try:
-                    self._note(pickle.loads(self._status.recv_bytes()))
+                    self._note(pickle.loads(self._status.receive()[0]))
                 except (EOFError, ConnectionError):
                     # The guardian is gone, and its ranks with it.
                     self._note(Ended(None, None, 0.0))

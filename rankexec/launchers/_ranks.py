@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from multiprocess.connection import Connection
 
+from rankexec._gang.line import Line
 from rankexec._gang.trackers import NEWS
 from rankexec.launchers import Ended, Started
 
@@ -35,17 +35,17 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108  # nothing is made there
 _MAXRSS_UNIT = 1 if os.uname().sysname == "Darwin" else 1024
 
 
-def say(status: Connection, news: Any) -> None:
+def say(status: Line, news: Any) -> None:
     """Tell the caller what became of a rank."""
     with suppress(OSError):  # the caller is gone; we shall hear of it
-        status.send_bytes(pickle.dumps(news))
+        status.send(pickle.dumps(news))
 
 
 @dataclass
 class _Rank:
     key: int
     pid: int
-    status: Connection
+    status: Line
     parked: bool
     """Whether it was started ahead of its call, and the caller has not taken it."""
     ended: Ended | None = None
@@ -84,7 +84,7 @@ class Ranks:
         for rank in self._running.values():
             rank.parked = rank.parked and rank.key not in keys
 
-    def add(self, key: int, pid: int, status: Connection, *, parked: bool) -> None:
+    def add(self, key: int, pid: int, status: Line, *, parked: bool) -> None:
         """Take in a process that was started as a rank, and say so."""
         self._running[pid] = _Rank(key, pid, status, parked)
         say(status, Started(pid, time.monotonic()))

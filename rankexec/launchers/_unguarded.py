@@ -8,6 +8,7 @@ over the loopback, each with a token of its own that the rank got through its st
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import socket
 import subprocess
@@ -19,10 +20,11 @@ from contextlib import closing, suppress
 from typing import IO, Any
 
 from loky.backend.utils import kill_process_tree
-from multiprocess.connection import Connection
 
 from rankexec._gang.call import Seat
 from rankexec._gang.channel import Channel
+from rankexec._gang.line import Line
+from rankexec._gang.sockets import NO_SIGNAL, close_all
 from rankexec._gang.worker import TOKEN_BYTES
 from rankexec.launchers import Ended, Started
 from rankexec.launchers._command import command_for
@@ -43,14 +45,15 @@ class UnguardedRank:
     def __init__(
         self, process: subprocess.Popen[bytes], channel: socket.socket, line: socket.socket
     ) -> None:
-        self.channel = Channel(Connection(channel.detach()))
+        self.channel = Channel(Line(channel.detach()))
+        self._asking = line.dup()
         self.stacks = _stream(line)
         self._process = process
         self._news: list[Started | Ended] = [Started(process.pid, time.monotonic())]
         self._lock = threading.Lock()
         self._told, self._tell = socket.socketpair()
         self._told.setblocking(False)
-        self._tell.send(b".")  # there is news: it has started
+        self._tell.send(b".", NO_SIGNAL)  # there is news: it has started
         self.stdout, pump_stdout = _pumped(process.stdout)
         self.stderr, pump_stderr = _pumped(process.stderr)
         pumps = (pump_stdout, pump_stderr)
@@ -72,7 +75,7 @@ class UnguardedRank:
     def show_stacks(self) -> None:
         """Ask the thread in the rank that watches for the end of the caller."""
         with suppress(OSError):
-            self.stacks.write(b".")
+            self._asking.send(b".", NO_SIGNAL)
 
     def terminate(self) -> None:
         """End it; on Windows that is by force."""
@@ -92,8 +95,9 @@ class UnguardedRank:
         """Do not wait: loky calls this after a kill, and our thread tells when it is done."""
 
     def close(self) -> None:
-        """Close the channel and what tells of news."""
+        """Close the channel, and what asks and tells of news."""
         self.channel.close()
+        self._asking.close()
         self._told.close()
 
     def _wait(self, *pumps: threading.Thread) -> None:
@@ -104,7 +108,7 @@ class UnguardedRank:
         with self._lock:
             self._news.append(Ended(exitcode, None, time.monotonic()))
         with self._tell, suppress(OSError):  # nobody listens any more
-            self._tell.send(b".")
+            self._tell.send(b".", NO_SIGNAL)
 
 
 _living: weakref.WeakSet[UnguardedRank] = weakref.WeakSet()
@@ -147,19 +151,21 @@ class _Starting:
 
     def __init__(self, port: int, environment: Mapping[str, str]) -> None:
         *command, path = command_for("rankexec._gang.worker", "main_unguarded")
-        self.process = subprocess.Popen(
-            [*command, str(port), path],
-            bufsize=0,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
         self.tokens = [secrets.token_bytes(TOKEN_BYTES) for _ in range(2)]
-        stdin: Any = self.process.stdin
-        self.process.stdin = None  # or `communicate` would want it open
-        with suppress(OSError), stdin:  # it is dead already: `take` will see it
-            stdin.write(b"".join(self.tokens))
+        reader, writer = os.pipe()
+        try:
+            # A pipe has room for them, and now there is certainly somebody to read it.
+            os.write(writer, b"".join(self.tokens))
+            self.process = subprocess.Popen(
+                [*command, str(port), path],
+                bufsize=0,
+                env=environment,
+                stdin=reader,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        finally:
+            close_all((reader, writer))
 
     def abandon(self) -> str:
         """End it, as nobody wants it any more; return what it has said on stderr."""
@@ -215,7 +221,7 @@ def _pumped(pipe: IO[bytes] | None) -> tuple[io.RawIOBase, threading.Thread]:
         source: Any = pipe
         with source, theirs, suppress(OSError):  # nobody listens any more
             while data := source.read(_CHUNK):
-                theirs.sendall(data)
+                theirs.sendall(data, NO_SIGNAL)
 
     thread = threading.Thread(target=pump, daemon=True, name="rankexec-output")
     thread.start()
