@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from rankexec._gang.sockets import without_sigpipe
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -53,49 +56,49 @@ def loopback_store(timeout: timedelta | None) -> Iterator[str]:
 
     TCPStore by itself would listen on all interfaces, so the socket is made here.
     """
-    import torch.distributed as dist
-
     listener = _listen_on_loopback()
+    host, port = listener.getsockname()[:2]
+    server: Future[Any] = Future()
+    # The server connects to itself, and may wait for a name server (see below). This thread, if it
+    # is the main one, waits in Python, where a Ctrl-C ends that.
+    serve = partial(_serve, server, listener, timeout)
+    thread = threading.Thread(target=serve, name="rankexec-store")
     try:
-        host, port = listener.getsockname()[:2]
-        limit = {} if timeout is None else {"timeout": timeout}
-        with _without_sigpipe():
-            server = dist.TCPStore(
-                host,
-                port,
-                is_master=True,
-                wait_for_workers=False,
-                master_listen_fd=listener.fileno(),
-                **limit,
-            )
-        listener.detach()  # the server closes it
-    finally:
-        listener.close()
+        thread.start()
+    except RuntimeError:  # no thread to be had at interpreter exit
+        serve()
+        store = server.result()
+    else:
+        store = server.result()
+        thread.join()
+    del server, serve
     try:
         yield f"{host}:{port}"
     finally:
-        del server  # ends its thread, and frees whoever still waits for a key
+        del store  # ends its thread, and frees whoever still waits for a key
 
 
-@contextmanager
-def _without_sigpipe() -> Iterator[None]:
-    """Have no SIGPIPE in this thread, nor ever in the threads that torch starts meanwhile.
+def _serve(server: Future[Any], listener: socket.socket, timeout: timedelta | None) -> None:
+    import torch.distributed as dist
 
-    Those of gloo write to a peer as to a file. A process that has that signal at its default would
-    die with the peer.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such signal
-        yield
-        return
-    number = signal.SIGPIPE
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    try:
-        yield
-    finally:
-        if number not in blocked:
-            if number in signal.sigpending():  # from a rendezvous, which is this thread's own
-                signal.sigwait([number])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    with listener:
+        host, port = listener.getsockname()[:2]
+        limit = {} if timeout is None else {"timeout": timeout}
+        try:
+            with without_sigpipe():
+                store = dist.TCPStore(
+                    host,
+                    port,
+                    is_master=True,
+                    wait_for_workers=False,
+                    master_listen_fd=listener.fileno(),
+                    **limit,
+                )
+        except BaseException as error:
+            server.set_exception(error)
+        else:
+            listener.detach()  # the server closes it
+            server.set_result(store)
 
 
 def _listen_on_loopback() -> socket.socket:
@@ -186,7 +189,7 @@ def join_group(backend: str, store: Any, rank: int, size: int, timeout: timedelt
     import torch.distributed as dist
 
     limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-    with _without_sigpipe():
+    with without_sigpipe():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, **limit)
 
 

@@ -159,19 +159,20 @@ class TorchDDPCtx:
             if on_gpu:
                 torch.cuda.set_device(int(os.environ.get(_DEVICE, local_rank)))
                 undo.callback(torch.cuda.empty_cache)
-            threads = self.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
-            if threads:
-                undo.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(threads)
             if dist.is_initialized():
                 check_group(rank, size)
             else:
                 backend = self.backend or ("nccl" if on_gpu else "gloo")
                 store = self._store(rank, size, address)
+                undo.callback(destroy_group)  # not after it: this rank may be broken off just then
                 join_group(backend, store, rank, size, self.timeout)
-                undo.callback(destroy_group)
                 if address is None:
                     wait_for_all(store, size)
+            # Not sooner: one that is broken off while it joins may never come to undo it.
+            threads = self.num_threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+            if threads:
+                undo.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(threads)
             self._leaving = undo.pop_all()
         return self
 

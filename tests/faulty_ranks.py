@@ -18,6 +18,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -376,6 +377,57 @@ class NeverJoins(TorchDDPCtx):
         if int(os.environ["RANK"]) == self.which:
             hang()
         return super().__enter__()
+
+
+class StopsInRendezvous(TorchDDPCtx):
+    """Rank 1 stops when its peer can find it, but before they have connected; then rank 0 joins."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(use_gpu=False)
+        self.path = path
+
+    def __enter__(self) -> TorchDDPCtx:
+        import torch.distributed  # noqa: F401
+
+        if os.environ["RANK"] == "1":
+            store = self._store(1, 2, None)
+            stop = partial(self._stop_when_found, store, store.num_keys())
+            threading.Thread(target=stop, daemon=True).start()
+        else:
+            while not os.path.exists(self.path):
+                time.sleep(0.01)
+            with open(self.path) as file:
+                other = psutil.Process(int(file.read()))
+            while other.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
+        return super().__enter__()
+
+    def _stop_when_found(self, store: Any, before: int) -> None:
+        while store.num_keys() == before:
+            time.sleep(0.001)
+        time.sleep(0.05)  # the first key may be torch's own
+        with open(self.path + "~", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(self.path + "~", self.path)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class HangsWhenJoined:
+    """A group; one rank does not come to the end of entering, while a file is there."""
+
+    def __init__(self, which: int, path: str) -> None:
+        self.which = which
+        self.path = path
+
+    def __enter__(self) -> None:
+        join_by_itself()
+        if os.path.exists(self.path) and int(os.environ["RANK"]) == self.which:
+            hang()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
 
 
 class Aborts:

@@ -181,6 +181,7 @@ class DistBackendError(RuntimeError):
             "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:36721"
         ),
         RuntimeError("Connection reset by peer"),
+        RuntimeError("[Rank 0]: Ranks 1 failed to pass monitoredBarrier in 1800000 ms"),
     ],
     ids=repr,
 )

@@ -51,8 +51,7 @@ LAYERS = """
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots              _gang.finish
     _gang.descriptors           _gang.mappings      _gang.deferred      _gang.line
-    _gang.loop                  _gang.call          _gang.output
-    _gang.sockets
+    _gang.loop                  _gang.call          _gang.output        _gang.peers
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _gang.stacks                _gang.trackers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
@@ -60,6 +59,7 @@ LAYERS = """
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
     _torch                      _gang.streams
+    _gang.sockets
 """
 """Imports run downwards only: a module imports those of the lines below its own."""
 

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -18,9 +16,11 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+from rankexec._gang.call import Seat
 from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._gang.output import warn
-from rankexec._gang.sockets import open_sockets, tcp_sockets
+from rankexec._gang.peers import hang_up
+from rankexec._gang.sockets import cut, inet_sockets, open_sockets
 
 __all__ = ("BREAK_SECONDS", "CUT_OFF_AFTER_SECONDS", "Breakable", "GangEnded")
 
@@ -39,13 +39,14 @@ class Breakable:
     """A thread while it is a rank. As a context manager it spans what may be broken off.
 
     Args:
-        number: the rank.
+        seat: the rank's.
         own_sockets: inodes of what earlier calls of a session have opened; kept up to date.
             None: this is the only call.
     """
 
-    def __init__(self, number: int, own_sockets: set[int] | None = None) -> None:
-        self.number = number
+    def __init__(self, seat: Seat, own_sockets: set[int] | None = None) -> None:
+        self.number = seat.rank
+        self._size = seat.world_size
         self._thread = 0
         self._lock = threading.Lock()
         self._inside = False
@@ -103,11 +104,11 @@ class Breakable:
                 _set_async_exc(self._thread, GangEnded)
 
     def cut_off(self) -> None:
-        """Have the context abort, and shut the sockets that this rank has connected.
+        """Have the context abort, and end what this rank's sockets are connected to, or wait for.
 
         That frees it from a rendezvous, or from a peer that has gone silent.
         """
-        self._shut_sockets()
+        self._cut_sockets()
         abort, self._abort = self._abort, None
         if abort is None:
             return
@@ -130,20 +131,25 @@ class Breakable:
             self.cut_off()
             self.break_out()
 
-    def _shut_sockets(self) -> None:
-        """Shut what is connected.
+    def _cut_sockets(self) -> None:
+        """Cut what is connected; to what listens, be a peer that dies.
 
-        Never a listening one: that would abort the process (gloo). Nor what came in through a
-        listener that stood before, such as a Jupyter kernel's.
+        To shut what listens would abort the process (gloo). What was there before is spared, and
+        so is what came in through it, such as a Jupyter kernel's connections.
         """
-        found = tcp_sockets()
+        found = inet_sockets()
         spared = self._spared_sockets
-        ports = {tcp.port for inode, tcp in found.items() if tcp.listens and inode in spared}
-        for inode, tcp in found.items():
-            if tcp.listens or tcp.port in ports or inode in spared:
-                continue
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(tcp.descriptor)) as own:
-                own.shutdown(socket.SHUT_RDWR)
+        ports = {one.port for inode, one in found.items() if one.listens and inode in spared}
+        own = [one for inode, one in found.items() if not (inode in spared or one.port in ports)]
+        for one in own:
+            if not one.listens:
+                cut(one)
+        hang_up([one for one in own if one.listens], self._group_size())
+
+    def _group_size(self) -> int:
+        """Return how many ranks a group may have: a gang can be one host's part of it."""
+        given = os.environ.get("WORLD_SIZE", "")
+        return max(self._size, int(given)) if given.isdecimal() else self._size
 
     def stack(self) -> str:
         """Return the Python stack of the thread."""

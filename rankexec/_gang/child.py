@@ -64,7 +64,7 @@ class ChildRank:
         else:
             # A session whose context is entered anew has a new port, and a new store.
             os.environ.update(self._seat.environment())
-            with self._ear.hearing(self._seat.rank) as rank:
+            with self._ear.hearing(self._seat) as rank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future
         if leaving is None:

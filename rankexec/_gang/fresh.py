@@ -75,7 +75,7 @@ class Fresh:
         holding.enter_context(plan.side)
         if settings.caller_rank is not None:
             self._leaving.wait(settings.timeout)  # it has the one thread of the pool
-        return Part(plan, context, CallerRank(settings.caller_rank or 0))
+        return Part(plan, context, CallerRank(plan.seats[settings.caller_rank or 0]))
 
     def drop(self, job: Job) -> None:  # noqa: ARG002  # a session's need it
         self._holding.close()

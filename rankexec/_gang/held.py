@@ -15,10 +15,10 @@ from typing import Any
 
 from rankexec._gang.arrived import Arrived
 from rankexec._gang.breaking import Breakable
-from rankexec._gang.call import Stage, make_context
+from rankexec._gang.call import Seat, Stage, make_context
 from rankexec._gang.channel import Channel
 from rankexec._gang.output import warn
-from rankexec._gang.restore import name_groups_afresh
+from rankexec._gang.restore import OwnGroup, name_groups_afresh
 from rankexec._gang.wire import Packed
 
 __all__ = ("Ear", "Held")
@@ -37,12 +37,23 @@ class Held:
         self.entered = False
         self.caller_abort: Callable[[], None] | None = getattr(context, "caller_abort", None)
         self._context = context
+        self._made = OwnGroup()
 
     def __enter__(self) -> None:
         if not self.entered and self.stage == "hold":
             name_groups_afresh()  # a failed rendezvous may have left torch's counter anywhere
-            self._context.__enter__()
-            self.entered = True
+            with self._made.noted():
+                self._context.__enter__()
+                self.entered = True
+            self._made = OwnGroup()  # to know the group is to keep its threads
+
+    def clean_up(self) -> None:
+        """After a call: end the group that was made by an entry broken off before it was whole.
+
+        Not in `__enter__`, where this may be broken off as well.
+        """
+        if not self.entered:
+            self._made.end()
 
     def leave_alone(self) -> None:
         """Leave, in the caller, when the other ranks are dead."""
@@ -98,14 +109,16 @@ class Ear:
         return self._held
 
     @contextmanager
-    def hearing(self, number: int) -> Iterator[Breakable]:
+    def hearing(self, seat: Seat) -> Iterator[Breakable]:
         """Span a call: a "halt" breaks it off until it has been left."""
-        self._rank = Breakable(number, self._sockets)
+        self._rank = Breakable(seat, self._sockets)
         self._left.clear()
         try:
             yield self._rank
         finally:
             self._left.set()
+            if self._held is not None:
+                self._held.clean_up()
 
     def _listen(self) -> None:
         while True:

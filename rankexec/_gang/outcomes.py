@@ -23,6 +23,7 @@ _LOST_TEXTS = (
     "Connection was likely closed",
     "Socket closed",
     "Socket Timeout",
+    "failed to pass monitoredBarrier",
     "client socket has failed to connect",
     "gloo/transport/tcp",
     "ncclRemoteError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
 import sys
@@ -11,18 +12,22 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = (
     "NO_SIGNAL",
     "PASSES_FILES",
-    "TcpSocket",
+    "InetSocket",
     "close_all",
+    "cut",
+    "free_descriptors",
+    "inet_sockets",
     "open_sockets",
     "quiet",
     "receive_files",
     "reserved_port",
     "send_files",
-    "tcp_sockets",
+    "without_sigpipe",
 )
 
 PASSES_FILES = all(hasattr(socket, name) for name in ("AF_UNIX", "CMSG_LEN", "SCM_RIGHTS"))
@@ -74,6 +79,27 @@ def close_all(descriptors: Iterable[int]) -> None:
 
 
 @contextmanager
+def without_sigpipe() -> Iterator[None]:
+    """Have no SIGPIPE in this thread, nor ever in the threads that torch starts meanwhile.
+
+    Those of gloo write to a peer as to a file. A process that has that signal at its default would
+    die with the peer.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has no such signal
+        yield
+        return
+    number = signal.SIGPIPE
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        if number not in blocked:
+            if number in signal.sigpending():  # from a rendezvous, which is this thread's own
+                signal.sigwait([number])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+
+
+@contextmanager
 def reserved_port() -> Iterator[int]:
     """Keep a loopback port for MASTER_PORT: nobody else gets it, rank 0 may listen on it.
 
@@ -102,18 +128,31 @@ def open_sockets() -> dict[int, int]:
     return found
 
 
-@dataclass(frozen=True)
-class TcpSocket:
-    """One that listens, or is connected."""
+def free_descriptors() -> int:
+    """Return how many more files this process may open."""
+    return os.sysconf("SC_OPEN_MAX") - len(os.listdir(_FD_DIRECTORY))
 
+
+@dataclass(frozen=True)
+class InetSocket:
+    """One of IP that listens, or is connected."""
+
+    inode: int
     descriptor: int
-    port: int
+    family: int
+    kind: int
+    address: tuple[Any, ...]
     listens: bool
 
+    @property
+    def port(self) -> int:
+        """Of its own end."""
+        return int(self.address[1])
 
-def tcp_sockets() -> dict[int, TcpSocket]:
-    """Return this process's TCP sockets by inode."""
-    found: dict[int, TcpSocket] = {}
+
+def inet_sockets() -> dict[int, InetSocket]:
+    """Return this process's sockets of TCP and UDP by inode."""
+    found: dict[int, InetSocket] = {}
     for inode, descriptor in open_sockets().items():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as own:
             if own.family not in (socket.AF_INET, socket.AF_INET6):
@@ -121,8 +160,33 @@ def tcp_sockets() -> dict[int, TcpSocket]:
             listens = bool(own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
             if not listens:
                 own.getpeername()  # raises if it is not connected
-            found[inode] = TcpSocket(descriptor, own.getsockname()[1], listens)
+            address = own.getsockname()
+            found[inode] = InetSocket(inode, descriptor, own.family, own.type, address, listens)
     return found
+
+
+def cut(connected: InetSocket) -> None:
+    """End a connection, for whoever in this process waits for its other side."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connected.descriptor)) as own:
+        if os.fstat(own.fileno()).st_ino != connected.inode:
+            return  # closed by now, and its number is another's
+        if connected.kind == socket.SOCK_DGRAM:
+            _refuse(own)
+        else:
+            own.shutdown(socket.SHUT_RDWR)
+
+
+def _refuse(own: socket.socket) -> None:
+    """Let the other side of a socket of UDP be one that is not there.
+
+    A resolver takes that for its name server's answer. From a socket that is shut down it goes on
+    reading, without a pause, until its five seconds are over.
+    """
+    with socket.socket(own.family, socket.SOCK_DGRAM) as gone:
+        gone.bind((own.getsockname()[0], 0))
+        nowhere = gone.getsockname()
+    own.connect(nowhere)
+    own.send(b"", NO_SIGNAL)
 
 
 _FD_DIRECTORY = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"

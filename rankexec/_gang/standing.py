@@ -38,10 +38,11 @@ LEAVE_SECONDS = 10.0
 
 
 class _Entry(NamedTuple):
-    """The context as it was entered last, and in the caller's rank."""
-
     plan: Plan
     held: Held
+
+
+"""The context as it was entered last, and in the caller's rank."""
 
 
 class Standing:
@@ -65,7 +66,7 @@ class Standing:
         self.infos: list[RankInfo] = []
         self._stuck: list[int] = []
         self._sockets: set[int] = set()
-        self._own: frameworks.Kept = {}
+        self._own: frameworks.Kept = {}  # what they keep in the caller's rank, between calls
         self._settings = settings
         self._launcher = launcher
         self._pid = os.getpid()
@@ -79,8 +80,8 @@ class Standing:
             undo.callback(holding.close)
             launcher.lease()
             holding.callback(launcher.release)
-            devices = slots.taken(settings.world_size, for_session=True)
-            self._devices = holding.enter_context(devices)
+            taken = slots.taken(settings.world_size, for_session=True)
+            self._devices = holding.enter_context(taken)
             self._crew = Crew()
             undo.callback(self._crew.reap, 0.0)
             self.watch = Watch(self._crew, holding.close, settings.leave_timeout)
@@ -126,7 +127,6 @@ class Standing:
     @contextmanager
     def standing(self, job: Job) -> Iterator[None]:
         following = self.names.following(job.sets, job.going)
-        # What a framework keeps in this rank, it finds again in the next call.
         with as_before(keep_group=True), frameworks.held(self._own), following:
             try:
                 with self._own_group.noted():
@@ -156,7 +156,7 @@ class Standing:
             stage=job.stage,
             sets=NOTHING if job.going is None else job.going.sets,
         )
-        return Part(plan, entry.held, CallerRank(plan.caller_rank or 0, self._sockets))
+        return Part(plan, entry.held, CallerRank(plan.seats[plan.caller_rank or 0], self._sockets))
 
     def _enter(self) -> _Entry:
         """Decide everything once more: a new port, a new store, a new context for the caller."""
@@ -202,6 +202,8 @@ class Standing:
         if gang.verdict is None and gang.cause is None:
             return
         self._entered = False
+        if self._entry is not None:
+            self._entry.held.clean_up()
         if not self._crew.has_lost() and job is not None and job.stage == "hold":
             left = self._own_job("leave", LEAVE_SECONDS)
             with closing(left), suppress(SessionLost):  # what counts is why the call failed
@@ -212,9 +214,7 @@ class Standing:
             self._stuck = gang.stuck
             self._leave_alone()
 
-    def _own_job(
-        self, stage: Stage, timeout: float | None, names: dict[str, Any] | None = None
-    ) -> Job:
+    def _own_job(self, stage: Stage, timeout: float | None, names: Any = None) -> Job:
         settings = replace(self._settings, timeout=timeout, gather=False)
         call = Call(set_in_main, (names or {},), {}, self._settings.ctx)
         going = self.names.for_call(NOTHING) if names else None
