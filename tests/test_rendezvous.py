@@ -84,7 +84,7 @@ def test_a_peer_that_dies_before_a_lazy_connection(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_session_broken_off_just_after_it_has_joined(open_session, tmp_path, rank):  # noqa: F811
+def test_a_session_broken_off_just_after_it_has_joined(open_session, tmp_path, rank):  # noqa: F811  # the fixture
     """The context was not entered, so it cannot be left; its group does not stay nevertheless."""
     slow = tmp_path / "slow"
     session = open_session(ctx=partial(faulty_ranks.HangsWhenJoined, rank, str(slow)))
