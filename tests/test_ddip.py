@@ -422,7 +422,7 @@ def test_fastai(run_alone) -> None:
 def test_autodip(run) -> None:
     """Later cells run on ranks; those that begin with a magic or the marker do not."""
     where = "say('RANK' in os.environ)"
-    on, state, cell, one, marked, said, info, _, every, _, off, off_state = run(
+    on, state, cell, one, marked, said, info, again, every, turned_off, off, off_state = run(
         "%autodip on",
         "%autodip",
         f"{where}\nz = 1",
@@ -436,12 +436,14 @@ def test_autodip(run) -> None:
         f"{where}\n'z' in globals()",
         "%autodip",
     )
-    assert (on["error"], state["out"]) == (None, "autodip is on: %%dip\n")
+    assert on["out"] == state["out"] == "autodip is on: %%dip\n"
+    assert again["out"] == "autodip is on: %%dip --see all\n"
     assert (cell["out"], one["out"]) == ("True\n", "[rank 1] True\n")
     assert (marked["out"], said["out"]) == ("False\n", "False\n")
     assert info["out"] == "app: none\nautodip: on: %%dip\n"
     assert (lines(every["out"]), values(every)) == (["True", "[rank 1] True"], ["1", "1"])
-    assert (off["value"], off_state["out"]) == ("False", "autodip is off\n")
+    assert off["value"] == "False"
+    assert turned_off["out"] == off_state["out"] == "autodip is off\n"
 
 
 # --- wrong use, help, the extension ---

@@ -345,7 +345,7 @@ def wrong(request, tmp_path_factory) -> dict[str, Any]:
 def test_autoranked(run) -> None:
     """Later cells run on ranks, those that begin with a magic, `!` or await do not."""
     where = "say('RANK' in os.environ)"
-    _, state, plain, *others, mixed, _, off = run(
+    on, state, plain, *others, mixed, turned_off, off = run(
         "%autoranked on --see all",
         "%autoranked",
         f"# a comment\n{where}",
@@ -361,7 +361,8 @@ def test_autoranked(run) -> None:
         "%autoranked off",
         where,
     )
-    assert state["out"] == "autoranked is on: %%ranked --see all\n"
+    assert on["out"] == state["out"] == "autoranked is on: %%ranked --see all\n"
+    assert turned_off["out"] == "autoranked is off\n"
     assert lines(plain["out"]) == ["True", "[rank 1] True"]
     assert [other["error"] for other in others] == [None] * len(others)
     assert [re.findall(r"^(?:True|False)$", other["out"], re.MULTILINE) for other in others] == [

@@ -49,7 +49,7 @@ class AutoRanked:
         self._undo.close()
 
     def set(self, state: str | None, words: list[str]) -> None:
-        """Turn it on, with options of the magic, or off; None: print what is set."""
+        """Turn it on, with options of the magic, or off, or neither; print what is set now."""
         if state == "on":
             self._check(words)
             self._options = " ".join(words)
@@ -57,8 +57,7 @@ class AutoRanked:
             raise options.usage_error(f"%auto{self._name} takes options of %%{self._name} after on")
         elif state == "off":
             self._options = None
-        else:
-            sys.stdout.write(f"auto{self._name} is {self.state()}\n")
+        sys.stdout.write(f"auto{self._name} is {self.state()}\n")
 
     def state(self) -> str:
         """Return what is set."""
