@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers import guardian_pids
 
 from rankexec import LocalLauncher, RankedExecutor, TorchDDPCtx
 from rankexec.launchers import local
@@ -37,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _children() -> list[str]:
-    guardians = [guardian._process.pid for guardian in GUARDIANS._by_key.values()]
+    guardians = guardian_pids()
     shown = []
     for process in psutil.Process().children(recursive=True):
         if process.pid in guardians:  # `_launcher` holds it; ranks that it has left are listed

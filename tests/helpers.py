@@ -79,9 +79,26 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def guardian_pids() -> list[int]:
+    """Return the pids of this process's guardians, and of their deputies."""
+    pids = [guardian._process.pid for guardian in GUARDIANS._by_key.values()]
+    for pid in list(pids):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            pids += [child.pid for child in psutil.Process(pid).children() if is_deputy(child.pid)]
+    return pids
+
+
+def is_deputy(pid: int) -> bool:
+    """Return whether a guardian's child is its deputy: a rank's stdout is a pipe."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1") == os.devnull
+    except OSError:  # it has ended
+        return False
+
+
 def own_processes() -> list[int]:
     """Return the pids below this process, except guardians' and multiprocess's own helper's."""
-    guardians = [guardian._process.pid for guardian in GUARDIANS._by_key.values()]
+    guardians = guardian_pids()
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too

@@ -14,14 +14,23 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import is_running, last_guardian, run_python, run_script, wait_until
+from helpers import is_deputy, is_running, last_guardian, run_python, run_script, wait_until
 
-from rankexec import LauncherDied, LocalLauncher, PreloadError, RankedExecutor
+from rankexec import (
+    LauncherDied,
+    LocalLauncher,
+    PreloadError,
+    RankDied,
+    RankedExecutor,
+    RankedFuture,
+)
 from rankexec._gang import line
 from rankexec._gang.libc import collapse
 from rankexec.launchers import _guarded
@@ -34,7 +43,6 @@ from rankexec.launchers._ends import (
     send_ends,
 )
 from rankexec.launchers._guarded import GUARDIANS
-from rankexec.launchers._preload import parts_of
 
 
 def executor_with(launcher: LocalLauncher, world_size: int = 2, **options) -> RankedExecutor:
@@ -182,68 +190,186 @@ print(time.monotonic() - began < 5)
     assert run_script(tmp_path, source) == "True\n"
 
 
-def modules() -> list[str]:
-    """Return which of the modules below this process has."""
-    names = ("first_preload", "later_preload", "last_preload")
-    return [name for name in names if name in sys.modules]
+# --- what is imported while the deputy serves ---
 
 
-def module_that_waits(path: Path, begun: Path, go: Path) -> None:
-    """Write a module that says when its import has begun, and waits until it may end."""
-    path.write_text(f"""
+def has_later() -> bool:
+    """Return whether this process was forked from a guardian that has imported it all."""
+    names = [name.partition("_preload")[0] for name in sys.modules if "_preload_" in name]
+    assert "first" in names
+    return "later" in names
+
+
+def has_later_everywhere(executor: RankedExecutor) -> bool:
+    """Return whether a new gang has it."""
+    return all(executor.submit(has_later).result())
+
+
+def pids_of(future: RankedFuture) -> list[int]:
+    """Wait until both ranks run; return their pids."""
+    wait_until(lambda: len([rank for rank in future.ranks if rank.pid]) == 2)
+    return [rank.pid for rank in future.ranks]
+
+
+class Later:
+    """A guardian that imports something for as long as a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.begun, self.go = folder / "begun", folder / "go"
+        first, self.name = (f"{when}_preload_{uuid.uuid4().hex}" for when in ("first", "later"))
+        (folder / f"{first}.py").touch()
+        (folder / f"{self.name}.py").write_text(f"""
 import os, time
-open({str(begun)!r}, "w").close()
-while not os.path.exists({str(go)!r}): time.sleep(0.01)
+open({str(self.begun)!r}, "w").close()
+while not os.path.exists({str(self.go)!r}): time.sleep(0.01)
+if os.stat({str(self.go)!r}).st_size: raise RuntimeError("not today")
 """)
+        # A name of its own, or it might share the guardian of an earlier test.
+        names = [self.name, first]
+        self.launcher = LocalLauncher("forkserver", preload=names)
 
 
-def test_gangs_beside_what_is_imported_later(tmp_path, monkeypatch):
-    """The first goes before it. It does not go on beside the second, which has all of it."""
-    begun, first_go, later_go = (tmp_path / name for name in ("begun", "first", "later"))
-    module_that_waits(tmp_path / "first_preload.py", tmp_path / "here", first_go)
-    module_that_waits(tmp_path / "later_preload.py", begun, later_go)
-    (tmp_path / "last_preload.py").touch()
+@pytest.fixture
+def later(tmp_path, monkeypatch) -> Iterator[Later]:
+    """Have a module imported while a deputy serves."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_guarded, "LATER", {"later_preload", "last_preload"})
-    launcher = LocalLauncher(
-        "forkserver", preload=["later_preload", "first_preload", "last_preload"]
-    )
-    with executor_with(launcher, 1, devices=["a", "b"]) as executor:  # so that two run at once
-        first = executor.submit(modules)
-        wait_until(lambda: started() == 1)
-        first_go.touch()
-        wait_until(begun.exists)
-        second = executor.submit(modules)
-        wait_until(lambda: started() == 2)
-        later_go.touch()
-        assert first.result() == [["first_preload"]]
-        assert second.result() == [["first_preload", "later_preload", "last_preload"]]
+    later = Later(tmp_path)
+    monkeypatch.setattr(_guarded, "LATER", {later.name})
+    yield later
+    for key, guardian in list(GUARDIANS._by_key.items()):
+        if later.name in (key or ((),))[0]:
+            GUARDIANS.discard(guardian)
 
 
-def started() -> int:
-    """Return how many ranks the guardian has been told to start, and has not seen end."""
-    return last_guardian().running
+def test_gangs_do_not_wait_for_what_is_imported_later(later):
+    """They run, fail and are cancelled beside it; one that comes after it has it."""
+    with executor_with(later.launcher) as executor:
+        assert executor.submit(has_later).result() == [False, False]
+        wait_until(later.begun.exists)
+        for _ in range(3):
+            assert executor.submit(has_later).result() == [False, False]
+        with pytest.raises(RankDied, match="exit code 7"):
+            executor.submit(os._exit, 7).result()
+        running = executor.submit(time.sleep, 600)
+        wait_until(running.running)
+        assert running.cancel()
+        assert executor.submit(has_later).result() == [False, False]
+        later.go.touch()
+        wait_until(lambda: has_later_everywhere(executor))
+        guardian = psutil.Process(guardian_pid())
+        assert set(executor.submit(os.getppid).result()) == {guardian.pid}
+        wait_until(lambda: not guardian.children(), "the deputy has ended")
 
 
-def test_parts_of_what_is_imported_later(tmp_path):
-    """Without torch there are none; with it they are imported by the whole, and not the reverse."""
-    assert parts_of("json") == ["json"]
-    *parts, whole = parts_of("torch._dynamo")
-    if importlib.util.find_spec("torch") is None:
-        assert (parts, whole) == ([], "torch._dynamo")
-        return
+def test_ranks_that_outlive_the_import(later, tmp_path):
+    """Those that the deputy has started are its own: they return, die and are killed as others."""
+
+    def wait_for(path: Path) -> str:
+        while not path.exists():
+            time.sleep(0.01)
+        return path.read_text()
+
+    with executor_with(later.launcher, devices=list("abcdefgh"), gather=False) as executor:
+        futures = [executor.submit(wait_for, tmp_path / name) for name in "123"]
+        pids = [pids_of(future) for future in futures]
+        wait_until(later.begun.exists)
+        later.go.touch()
+        wait_until(lambda: has_later_everywhere(executor.options(gather=True)))
+        (tmp_path / "1").write_text("returned")
+        assert futures[0].result() == "returned"
+        os.kill(pids[1][1], signal.SIGKILL)
+        with pytest.raises(RankDied, match="SIGKILL"):
+            futures[1].result()
+        assert futures[2].cancel()
+        wait_until(lambda: not any(map(is_running, pids[2])), "the cancelled ranks are gone")
+        guardian = psutil.Process(guardian_pid())
+        wait_until(lambda: not guardian.children(), "the deputy has ended")
+
+
+@pytest.mark.parametrize("who", ["unused", "used", "running"])
+def test_closing_beside_an_import(later, who):
+    """Nobody waits for it to end."""
+    with executor_with(later.launcher) as executor:
+        if who == "used":
+            executor.submit(has_later).result()
+        if who == "running":
+            future = executor.submit(time.sleep, 600)
+            pids = pids_of(future)
+        wait_until(later.begun.exists)
+        GUARDIANS.discard(last_guardian())
+        if who == "running":
+            with pytest.raises(BrokenExecutor):
+                future.result()
+            wait_until(lambda: not any(map(is_running, pids)))
+    assert not later.go.exists()
+
+
+@pytest.mark.parametrize("who", ["guardian", "deputy"])
+@pytest.mark.parametrize("relieved", [False, True], ids=["importing", "relieved"])
+def test_killed_beside_an_import(later, who, relieved):
+    """Their ranks end, the gang says so, and the next one runs."""
+    with executor_with(later.launcher, devices=list("abcd")) as executor:
+        running = executor.submit(time.sleep, 600)
+        pids = pids_of(running)
+        wait_until(later.begun.exists)
+        guardian, deputy = guardian_pid(), psutil.Process(pids[0]).ppid()
+        assert guardian != deputy
+        if relieved:
+            later.go.touch()
+            wait_until(lambda: has_later_everywhere(executor))
+        os.kill({"guardian": guardian, "deputy": deputy}[who], signal.SIGKILL)
+        with pytest.raises(LauncherDied):
+            running.result()
+        wait_until(lambda: not any(map(is_running, [*pids, deputy])))
+        later.go.touch()
+        assert len(executor.submit(os.getpid).result()) == 2
+
+
+def test_a_caller_killed_beside_an_import(tmp_path):
+    """Its ranks end, the deputy, and the guardian in the midst of the import."""
     source = f"""
-import importlib, sys
-import torch.distributed
-for name in {parts!r}:
-    assert name not in sys.modules, name
-    importlib.import_module(name)
-    print({whole!r} in sys.modules)
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(tmp_path)!r})
+from pathlib import Path
+from rankexec.launchers import _guarded
+from test_forkserver import Later, executor_with, pids_of, wait_until
+later = Later(Path({str(tmp_path)!r}))
+_guarded.LATER = {{later.name}}
+pids_of(executor_with(later.launcher).submit(time.sleep, 600))
+wait_until(later.begun.exists)
+os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert parts
-    assert run_script(tmp_path, source) == "False\n" * len(parts)
-    source = f"import sys, {whole}\nprint([name in sys.modules for name in {parts!r}])"
-    assert run_script(tmp_path, source) == f"{[True] * len(parts)}\n"
+    done = run_python(["-c", source], tmp_path)  # which waits until nothing of it is left
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+
+
+def test_what_is_imported_later_and_fails(later, capfd):
+    """It is said; gangs go on without it, and import it themselves if they like."""
+    later.go.write_text("fail")
+    with executor_with(later.launcher) as executor:
+        for _ in range(3):
+            assert executor.submit(has_later).result() == [False, False]
+        said = []
+        wait_until(lambda: said.append(capfd.readouterr().err) or "not today" in "".join(said))
+        assert executor.submit(has_later).result() == [False, False]
+        assert "ranks import that themselves" in "".join(said)
+
+
+def test_standby_beside_an_import(later):
+    """What the deputy has forked ahead is used; then the guardian forks ahead."""
+    later.launcher.standby = True
+    with executor_with(later.launcher) as executor:
+        first = executor.submit(os.getpid).result()
+        guardian = psutil.Process(guardian_pid())
+        (deputy,) = guardian.children()
+        ahead = children_after(deputy, first)
+        assert set(executor.submit(os.getpid).result()) == ahead
+        later.go.touch()
+        wait_until(lambda: has_later_everywhere(executor))
+        wait_until(lambda: not is_running(deputy.pid), "the deputy and what it had ahead are gone")
+        ahead = children_after(guardian, ())
+        assert set(executor.submit(os.getpid).result()) == ahead
 
 
 def huge_kilobytes(pid: int) -> int:
@@ -331,20 +457,20 @@ def kill_guardian_of(directory: str) -> None:
 def test_variables_read_on_import_have_a_guardian_of_their_own():
     """A rank's TORCH_ variable was there before torch was imported; two guardians are kept."""
     with executor_with(LocalLauncher("forkserver")) as executor:
-        first = parents(executor)
-        other = parents(executor.options(env={"TORCH_SOMETHING": "1"}))
+        first = guardian_of(executor)
+        other = guardian_of(executor.options(env={"TORCH_SOMETHING": "1"}))
         assert first != other
-        assert parents(executor) == first
-        third = parents(executor.options(env={"TORCH_SOMETHING": "2"}))
+        assert guardian_of(executor) == first
+        third = guardian_of(executor.options(env={"TORCH_SOMETHING": "2"}))
         assert third not in (first, other)
         assert len(GUARDIANS._by_key) == 2
         wait_until(lambda: not all(map(is_running, (first, other))), "one of the older has ended")
 
 
-def parents(executor: RankedExecutor) -> int:
-    """Return the pid of the process that this executor's ranks are children of."""
-    (parent,) = set(executor.submit(os.getppid).result())
-    return parent
+def guardian_of(executor: RankedExecutor) -> int:
+    """Return the pid of the guardian that starts this executor's ranks."""
+    executor.submit(os.getpid).result()
+    return guardian_pid()
 
 
 def parked() -> list[psutil.Process]:
@@ -354,9 +480,14 @@ def parked() -> list[psutil.Process]:
 
 def parked_after(used: Iterable[int], count: int = 2) -> set[int]:
     """Wait until so many are parked, without `used`, which may still be on their way out."""
+    return children_after(psutil.Process(guardian_pid()), used, count)
+
+
+def children_after(parent: psutil.Process, used: Iterable[int], count: int = 2) -> set[int]:
+    """Wait until a process has so many children, besides `used`."""
 
     def ahead() -> set[int] | None:
-        pids = {process.pid for process in parked()} - set(used)
+        pids = {process.pid for process in parent.children()} - set(used)
         return pids if len(pids) == count else None
 
     return wait_until(ahead, f"{count} parked")
@@ -544,7 +675,9 @@ def test_standby_without_room():
     """At the guardian's limit of descriptors no rank is forked ahead; gangs work as before."""
     launcher = LocalLauncher("forkserver", standby=True)
     with executor_with(launcher, 1) as executor:
+        executor.submit(os.getpid).result()
         guardian = psutil.Process(guardian_pid())
+        wait_until(lambda: not any(is_deputy(child.pid) for child in guardian.children()))
         parked_after(executor.submit(os.getpid).result(), 1)
         wait_until(lambda: guardian.status() == psutil.STATUS_SLEEPING, "it has closed its ends")
         _, hard = before = guardian.rlimit(psutil.RLIMIT_NOFILE)

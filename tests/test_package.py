@@ -27,9 +27,11 @@ LAYERS = """
     _exit                       _supervisors                            _block
     launchers.local             launchers._forked   _gang.opened
     launchers._popen            launchers._standby  launchers._unguarded
+    launchers._deputy
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
     launchers._ends             _gang.worker        _gang.fresh         _gang.watch
     launchers._preload          launchers._pages    _gang.child         launchers._command
+    launchers._spawned
     _gang.held                  _gang.run           _gang.leaving
     _gang.failures
     _gang.gang

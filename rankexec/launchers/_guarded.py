@@ -18,6 +18,7 @@ from rankexec.launchers._ends import close_all, offers_socket, receive_ends
 __all__ = ("GUARDIANS", "Guardian")
 
 _CLOSE_SECONDS = 10.0
+_TERMINATE_SECONDS = 1.0
 
 
 class Guardian:
@@ -134,9 +135,9 @@ class Guardian:
             self._control.close()
             self._offered.close()
             if not self._used:  # it has nothing to put in order, and may be importing torch
-                self._process.kill()
+                self._process.terminate()
             try:
-                self._process.wait(_CLOSE_SECONDS)
+                self._process.wait(_CLOSE_SECONDS if self._used else _TERMINATE_SECONDS)
             except TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -238,7 +239,7 @@ def _is_read_on_import(name: str) -> bool:
 
 
 LATER = frozenset({"torch._dynamo"})
-"""Takes half as long to import as torch, and not every rank needs it: it delays no gang."""
+"""Takes half as long to import as torch, and not every rank needs it: no gang waits for it."""
 
 GUARDIANS = Guardians()
 if hasattr(os, "register_at_fork"):

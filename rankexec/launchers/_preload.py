@@ -9,7 +9,7 @@ program.
 from __future__ import annotations
 
 import gc
-import importlib.util
+import importlib
 import os
 import site
 import sys
@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from rankexec.errors import PreloadError
 
-__all__ = ("forget_edited", "parts_of", "preload")
+__all__ = ("forget_edited", "preload")
 
 
 def preload(names: Iterable[str]) -> None:
@@ -56,23 +56,6 @@ def _preload(name: str) -> None:
         raise PreloadError(name, f"it starts threads ({', '.join(started)}), which no fork has")
     if _touches_cuda():
         raise PreloadError(name, "it touches CUDA, which cannot be used after a fork")
-
-
-_PARTS = {"torch._dynamo": ("sympy", "torch.distributed.fsdp")}
-
-
-def parts_of(name: str) -> list[str]:
-    """Return a module that takes long to import, after others that it imports, if they are there.
-
-    Gangs that are submitted meanwhile wait for one of them, instead of (torch._dynamo) for 0.7 s.
-    """
-    return [*filter(_is_there, _PARTS.get(name, ())), name]
-
-
-def _is_there(name: str) -> bool:
-    with suppress(ImportError):  # what it is a part of is not there, either
-        return importlib.util.find_spec(name) is not None
-    return False
 
 
 def _touches_cuda() -> bool:

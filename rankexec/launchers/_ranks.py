@@ -26,7 +26,7 @@ from rankexec._gang.line import Line
 from rankexec._gang.trackers import NEWS
 from rankexec.launchers import Ended, Started
 
-__all__ = ("Ranks", "say")
+__all__ = ("Ranks", "kill_strays", "say")
 
 TRACKER_SECONDS = 5.0
 """How long the resource trackers of dead ranks may take to remove what these have left."""
@@ -65,15 +65,22 @@ class Ranks:
         os.set_blocking(self._reader, False)
         self._gone: set[str] = set()
         """Pids of them and of all that came to the guardian, since a rank was last reported."""
+        self._deputy: int | None = None
+        self._has_strays = False
+        """Whether the deputy has died, perhaps with ranks."""
         self.lost = 0
         """How many have died that were parked."""
 
     def __bool__(self) -> bool:
-        return bool(self._running or self._dead)
+        return bool(self._running or self._dead or self._deputy)
 
     def idle(self) -> bool:
         """Return whether there are none but parked ones."""
-        return self.parked() == len(self._running) and not self._dead
+        return self.parked() == len(self._running) and not (self._dead or self._deputy)
+
+    def add_deputy(self, pid: int) -> None:
+        """Take in a process of ours that is no rank, and has some."""
+        self._deputy = pid
 
     def parked(self) -> int:
         """Return how many were started ahead and wait to be taken."""
@@ -101,7 +108,7 @@ class Ranks:
             os.kill(rank.pid, number)  # not reaped yet, so the pid is still this rank's
 
     def kill(self, key: int) -> None:
-        """Kill a rank and its descendants."""
+        """Kill a rank and its descendants, if it runs."""
         if rank := self._find(key):
             self._kill_tree(rank)
 
@@ -124,13 +131,16 @@ class Ranks:
                 break
             self._gone.add(str(pid))
             self._trackers.discard(pid)
+            if pid == self._deputy:
+                self._deputy, self._has_strays = None, True
             if rank := self._running.pop(pid, None):
                 exitcode = os.waitstatus_to_exitcode(status)
                 rank.ended = Ended(exitcode, usage.ru_maxrss * _MAXRSS_UNIT, time.monotonic())
                 self._dead.append(rank)
                 self.lost += rank.parked
-        if self._dead and not self._kill_others():
+        if (self._dead or self._has_strays) and not self._kill_others():
             self._finish_by = math.inf
+            self._has_strays = False
             _remove_shared_memory(self._gone)
             self._gone.clear()
             for rank in self._dead:
@@ -164,7 +174,8 @@ class Ranks:
 
     def _kill_others(self) -> bool:
         """Kill the orphans of dead ranks, except trackers. Returns whether there are any."""
-        orphans = [pid for pid in _children() if pid not in self._running]
+        ours = {*self._running, self._deputy}
+        orphans = [pid for pid in _children() if pid not in ours]
         if orphans:
             self._hear()
         others = [pid for pid in orphans if pid not in self._trackers]
@@ -180,6 +191,16 @@ class Ranks:
         with suppress(BlockingIOError):
             while data := os.read(self._reader, NEWS.size * 1024):
                 self._trackers.update(pid for (pid,) in NEWS.iter_unpack(data))
+
+
+def kill_strays() -> None:
+    """Kill all children of this process, and theirs, which come to it then."""
+    while strays := _children():
+        for pid in strays:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.wait()
 
 
 def _remove_shared_memory(pids: Container[str]) -> None:

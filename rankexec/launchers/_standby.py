@@ -65,6 +65,13 @@ class Standby:
         self._wanted = min(count, _most())
         self._until = now + seconds
 
+    def hand_over(self) -> tuple[int, float, tuple[()]]:
+        """Take all back that nobody has taken; return what was wanted, as `want` takes it."""
+        wanted = self._wanted, self._until - time.monotonic(), ()
+        self._wanted = 0
+        self._take_back()
+        return wanted
+
     def over(self) -> None:
         """Note that ranks have ended: from then on a fork takes no time that anybody waits for."""
         self._not_before = 0.0

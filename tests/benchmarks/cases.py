@@ -105,6 +105,15 @@ def _first() -> list[Case]:
     return found
 
 
+def _second() -> list[Case]:
+    found = []
+    for kind, ddp in (("empty", False), ("DDP", True)):
+        entries = _entries(((OURS, CALLER), (OURS, CHILDREN)), "second", size=2, ddp=ddp)
+        title = f"Second {kind} gang of a process (2 ranks), right after the first"
+        found.append(Case(f"second_{kind.lower()}", title, entries, rounds=7, fresh=True))
+    return found
+
+
 def _rows() -> list[Case]:
     who = tuple(who for who in FRESH_RANKS if who[0] in (OURS, "rankexec standby", "the floor"))
     found = []
@@ -199,6 +208,7 @@ CASES: tuple[Case, ...] = (
     _memory(),
     _results(),
     *_first(),
+    *_second(),
     *_rows(),
     *_many(),
     *_ends(),

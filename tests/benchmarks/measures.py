@@ -75,6 +75,16 @@ def first(it: Any, *, pause: float, **place: Any) -> Numbers:
     return {"": (time.perf_counter() - began) * 1000}
 
 
+def second(it: Any, **place: Any) -> Numbers:
+    """Time the second gang of a process, right after the first."""
+    it.open()
+    body = "all_reduce" if place.get("ddp") else "nothing"
+    _gang(it, body, **place)
+    began = time.perf_counter()
+    _gang(it, body, **place)
+    return {"": (time.perf_counter() - began) * 1000}
+
+
 def memory(it: Any, *, size: int, children: int) -> Numbers:
     """Return what the ranks' copies of an array take together, on top of the caller's own."""
     with tempfile.TemporaryDirectory() as meeting:
