@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rankexec._gang.saving import leave_group
 from rankexec._torch import (
     abort_nccl,
     as_timedelta,
     check_group,
-    destroy_group,
     has_own_gpu,
     join_group,
     loopback_store,
@@ -164,7 +164,7 @@ class TorchDDPCtx:
             else:
                 backend = self.backend or ("nccl" if on_gpu else "gloo")
                 store = self._store(rank, size, address)
-                undo.callback(destroy_group)  # not after it: this rank may be broken off just then
+                undo.push(leave_group)  # not after it: this rank may be broken off just then
                 join_group(backend, store, rank, size, self.timeout)
                 if address is None:
                     wait_for_all(store, size)
@@ -177,8 +177,8 @@ class TorchDDPCtx:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Leave: destroy the group if this context made it."""
-        self._leaving.close()
+        """Leave: destroy the group if this context made it, when no thread is at work in it."""
+        self._leaving.__exit__(*exc_info)  # type: ignore[arg-type]  # all three, as they came
 
     def _address(self, ranks_here: int) -> tuple[str, int] | None:  # noqa: ARG002  # for subclasses
         """Return where the group's rank 0 listens; None if the caller holds the store."""

@@ -104,12 +104,12 @@ def at_exit(path: str) -> None:
 
 def at_the_end_of_c(path: str) -> None:
     """By the C library's own exit functions, as HDF5 does: one unlinks a file."""
-    global kept  # noqa: PLW0603  # C does not keep it
     libc = ctypes.CDLL(None)
     write(path)
-    kept = ctypes.create_string_buffer(os.fsencode(path + ".gone"))
+    libc.strdup.restype = ctypes.c_void_p
+    gone = ctypes.c_void_p(libc.strdup(os.fsencode(path + ".gone")))
     write(path + ".gone")
-    libc["__cxa_atexit"](ctypes.cast(libc.unlink, ctypes.c_void_p), kept, None)
+    libc["__cxa_atexit"](ctypes.cast(libc.unlink, ctypes.c_void_p), gone, None)
 
 
 def by_finalize(path: str) -> None:

@@ -39,8 +39,10 @@ LEFT = [
 
 @pytest.mark.parametrize("session", [False, True], ids=["gang", "session"])
 @pytest.mark.parametrize("leave", LEFT, ids=lambda leave: leave.__name__)
-def test_what_a_rank_leaves_to_be_done(make_executor, tmp_path, leave, session):
+def test_what_a_rank_leaves_to_be_done(make_executor, tmp_path, pytestconfig, leave, session):
     """Its files are on disk, its exit functions have run, and its threads have ended."""
+    if leave is leaving_ranks.by_del and pytestconfig.getoption("launcher") == "spawn":
+        pytest.skip("an interpreter at its end has no `open` any more")
     path = tmp_path / "file"
     executor = make_executor()
     where = executor.session() if session else executor

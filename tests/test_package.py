@@ -60,6 +60,7 @@ LAYERS = """
     _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
+    _gang.saving
     _torch                      _gang.streams
     _gang.sockets
 """

@@ -25,6 +25,7 @@ from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perfo
 from rankexec._gang.channel import Channel
 from rankexec._gang.held import Ear
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
+from rankexec._gang.saving import ends_after_call
 from rankexec._gang.sets import Kept, Sets
 from rankexec._gang.wire import Packed, pack_result, unpack
 from rankexec.errors import NotShippable
@@ -60,6 +61,7 @@ class ChildRank:
         """Run the call, whatever it comes to; at the end the caller is told."""
         tensors.is_rank(self._seat.local_rank, self._seat.local_world_size)
         if self._ear is None:
+            ends_after_call()
             leaving = self._perform(imports, packed, None)
         else:
             # A session whose context is entered anew has a new port, and a new store.

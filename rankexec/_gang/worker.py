@@ -44,6 +44,7 @@ from rankexec._gang import libc, output, sockets
 from rankexec._gang.call import Call, RankInfo, Seat
 from rankexec._gang.channel import Channel
 from rankexec._gang.child import ChildRank
+from rankexec._gang.finish import flush_files
 from rankexec._gang.held import Ear
 from rankexec._gang.line import Line
 from rankexec._gang.sets import NOTHING
@@ -79,6 +80,7 @@ TakeEnvironment: TypeAlias = Callable[[Mapping[str, str]], None]
 def main(channel: int, stacks: int, guardian: int, news: int) -> None:
     """Serve the caller's calls, then end."""
     die_with(guardian)
+    atexit.register(flush_files)  # the first is the last
     prepare_trackers(news)
     serve(Channel(Line(channel)), stacks)
 
@@ -104,6 +106,7 @@ def main_unguarded(port: int) -> None:
     Tokens come by stdin; with each a connection is made to `port`: the channel, and a line on which
     the caller asks for stacks, and whose end is the caller's.
     """
+    atexit.register(flush_files)
     atexit.register(_end_children)  # when its threads, which may need them, have ended
     connections = []
     for _ in range(2):

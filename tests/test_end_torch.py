@@ -1,0 +1,30 @@
+"""The end of a rank that has used torch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from rankexec import TorchDDPCtx
+
+torch = pytest.importorskip("torch")
+
+
+def save(folder: str) -> None:
+    """Begin an asynchronous checkpoint, and do not wait for it."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.async_save({"a": torch.ones(1 << 20)}, checkpoint_id=folder)
+
+
+@pytest.mark.parametrize("session", [False, True], ids=["gang", "session"])
+def test_asynchronous_checkpoint(make_executor, tmp_path, session):
+    """It is complete, though it is made of collectives after the function has returned."""
+    executor = make_executor(ctx=TorchDDPCtx())
+    where = executor.session() if session else executor
+    where.submit(save, str(tmp_path)).result()
+    if session:
+        where.close()
+    executor.shutdown()
+    assert os.path.exists(tmp_path / ".metadata")
