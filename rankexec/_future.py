@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from rankexec._gang.call import RankInfo
@@ -25,6 +27,16 @@ class Endable(Protocol):
         """End its ranks' processes; it fails of their deaths."""
 
 
+class _Condition(threading.Condition):
+    """One whose lock no Ctrl-C leaves locked: a `with` takes it in C, not in a method of Python's.
+
+    The gang's end would wait for it for ever.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))  # type: ignore[assignment]  # see above
+    __exit__ = property(attrgetter("_lock.__exit__"))  # type: ignore[assignment]  # see above
+
+
 class RankedFuture(Future[T]):
     """The result of one gang.
 
@@ -38,6 +50,7 @@ class RankedFuture(Future[T]):
 
     def __init__(self, world_size: int) -> None:
         super().__init__()
+        self._condition = _Condition()
         self.ranks = [RankInfo(rank) for rank in range(world_size)]
         self._gang: Endable | None = None
 
