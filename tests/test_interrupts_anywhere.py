@@ -18,7 +18,7 @@ from rankexec._gang.deferred import Deferred
 from rankexec._slots import Slots
 
 MOMENTS = 25
-"""How many of thousands are tried of what takes processes; by hand they have all been."""
+"""How many of thousands are tried of what takes processes, drawn with a fixed seed."""
 
 
 @pytest.fixture(autouse=True)
