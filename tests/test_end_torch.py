@@ -6,9 +6,16 @@ import os
 
 import pytest
 
-from rankexec import TorchDDPCtx
+from rankexec import RankedExecutor, TorchDDPCtx
 
 torch = pytest.importorskip("torch")
+
+
+def save_at_once(folder: str) -> None:
+    """Make a checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"a": torch.ones(1)}, checkpoint_id=folder)
 
 
 def save(folder: str) -> None:
@@ -16,6 +23,13 @@ def save(folder: str) -> None:
     import torch.distributed.checkpoint as dcp
 
     dcp.async_save({"a": torch.ones(1 << 20)}, checkpoint_id=folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torchs_own(tmp_path_factory):
+    """The first checkpoint of a process leaves descriptors of torch's own."""
+    with RankedExecutor(2, ctx=TorchDDPCtx()) as executor:
+        executor.submit(save_at_once, str(tmp_path_factory.mktemp("first"))).result()
 
 
 @pytest.mark.parametrize("session", [False, True], ids=["gang", "session"])
