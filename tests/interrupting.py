@@ -1,4 +1,4 @@
-"""SIGINT at a chosen moment of a call: at each instruction after which CPython looks for signals."""
+"""SIGINT at a chosen moment of a call: after an instruction at which CPython looks for signals."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -123,9 +122,8 @@ def test_turn() -> None:
     """The next gang with a caller's rank gets its turn."""
 
     def take() -> None:
-        with Deferred():  # as gangs do, see `run_here`
-            with restore.turn("a test", None):
-                pass
+        with Deferred(), restore.turn("a test", None):  # as gangs do, see `run_here`
+            pass
 
     def check() -> None:
         assert not restore._turn.lock.locked()
@@ -167,11 +165,16 @@ def test_an_executors_life(caller_rank) -> None:
 
 def test_what_has_come_meanwhile() -> None:
     """It is for the handler that stood before; one inside another is for the outermost."""
-    with pytest.raises(KeyboardInterrupt), Deferred():
+    reached = []
+
+    def interrupt_inside() -> None:
         with Deferred():
-            signal.raise_signal(signal.SIGINT)
-        time.sleep(0)
-        reached = True
+            with Deferred():
+                signal.raise_signal(signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_inside()
     assert reached
     arrived = []
 
