@@ -33,8 +33,8 @@ class _Condition(threading.Condition):
     The gang's end would wait for it for ever.
     """
 
-    __enter__ = property(attrgetter("_lock.__enter__"))  # type: ignore[assignment]  # see above
-    __exit__ = property(attrgetter("_lock.__exit__"))  # type: ignore[assignment]  # see above
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 class RankedFuture(Future[T]):

@@ -132,6 +132,7 @@ def test_turn() -> None:
     assert at_every_moment(take, check) > 30
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see below
 @pytest.mark.parametrize("caller_rank", [0, None])
 def test_submit_and_shutdown(caller_rank) -> None:
     """Every lease is given back, and the executor runs its next gang."""
@@ -151,6 +152,8 @@ def test_submit_and_shutdown(caller_rank) -> None:
     assert launcher._leases == 0
 
 
+# Python drops what is raised in the callback of a weak reference, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("caller_rank", [0, None])
 def test_an_executors_life(caller_rank) -> None:
     """From its making to its end; `no_leftovers` sees the rest."""
