@@ -88,13 +88,14 @@ class Deputy:
             warn(f"{error}; ranks import that themselves, if they need it")
             while True:
                 signal.pause()
+        # Before it is told: without ranks it ends at once, and has done all that it was to do.
+        signal.signal(signal.SIGCHLD, previous[signal.SIGCHLD])
         self.tell("relieved")
         try:
             handed_over = pickle.loads(self._line.receive()[0])
-        except (EOFError, OSError):
+        except (EOFError, OSError):  # it has ended before that
             self._end()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, previous[signal.SIGTERM])
         return handed_over
 
     def _on_child(self, *_: object) -> None:
