@@ -148,7 +148,7 @@ def test_interrupted_wait(start):
 
     def interrupt():
         wait_until(lambda: slots._queue)
-        with slots._changed:  # to be had only when the main thread waits
+        with slots._lock:  # to be had only when the main thread waits
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, give_up)
