@@ -111,11 +111,11 @@ class Loop:
         options = self._options
         context = TorchDDPCtx(use_gpu=False)
         with RankedExecutor(options.ranks, ctx=context, output="caller") as executor:
-            for _ in range(
-                2
-            ):  # the second gang waits until the guardian has imported torch._dynamo
-                executor.submit(job, options.groups).result()
+            executor.submit(job, options.groups).result()
             self._guardian = psutil.Process().children()[0]
+            # Until then it has a deputy, whose death ends all, as the guardian's own does.
+            while self._guardian.children():
+                time.sleep(0.05)
             runner: Any = executor.session() if options.session else executor
             for number in range(options.gangs):
                 faulthandler.dump_traceback_later(HANGS_SECONDS, exit=True)

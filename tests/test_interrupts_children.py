@@ -54,7 +54,6 @@ async def main():
 asyncio.run(main())""",
     "in a session": "s = ex.session(); f = s.submit(hang); go(); f.result()",
     "in a session's close": "s = ex.session(); f = s.submit(hang); go(); s.close()",
-    "in a session's block": "with ex.session() as s:\n    s.submit(hang); go()",
     "with a session at exit": "s = ex.session(); f = s.submit(hang); go()",
 }
 SOON = 60.0

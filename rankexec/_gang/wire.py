@@ -69,10 +69,12 @@ class Dumped:
     stream: io.BytesIO
     kept: list[memoryview]
     pickler: Any
+    inline: bool
+    """Whether it goes into no file."""
 
-    def packed(self, *, inline: bool = False, first: int | None = None) -> Packed:
-        """Return it ready to be sent; with `inline`, in no file."""
-        if inline or (not self.kept and self.stream.tell() <= INLINE_LIMIT):
+    def packed(self, *, first: int | None = None) -> Packed:
+        """Return it ready to be sent."""
+        if self.inline or (not self.kept and self.stream.tell() <= INLINE_LIMIT):
             return Packed(self.stream.getvalue(), first=first)
         packed = _in_file([self.stream.getbuffer(), *self.kept])
         packed.first = first
@@ -97,7 +99,7 @@ def pack_result(value: Any, of_caller: frozenset[str], *, inline: bool = False) 
         return Packed(_NONE)
     make = partial(ResultPickler, of_caller=of_caller)
     again = partial(second_attempt_of_result, of_caller)
-    return dump(value, make, inline=inline, again=again).packed(inline=inline)
+    return dump(value, make, inline=inline, again=again).packed()
 
 
 Load = Callable[[Any, list[memoryview]], Any]
@@ -163,7 +165,7 @@ def dump(
         kept.clear()
         stream = io.BytesIO()
         pickler = again(error)(stream, keep, value)
-    return Dumped(stream, kept, pickler)
+    return Dumped(stream, kept, pickler, inline)
 
 
 def _in_file(parts: list[memoryview]) -> Packed:
