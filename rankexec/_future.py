@@ -48,7 +48,7 @@ class RankedFuture(Future[T]):
             (`shutdown()` waits for that).
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int = 0) -> None:
         super().__init__()
         self._condition = _Condition()
         self.ranks = [RankInfo(rank) for rank in range(world_size)]
