@@ -19,7 +19,6 @@ from rankexec._gang.known import Reference
 from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, Refer, with_references
 from rankexec._gang.replay import second_attempt
-from rankexec._gang.travelled import Memo
 from rankexec._gang.wire import Dumped, Packed, dump
 
 __all__ = ("pack_owned",)
@@ -30,7 +29,7 @@ def pack_owned(call: Call, going: Going) -> Packed:
     objects = going.objects
     objects.forget_unheld()
     dumped = _plainly(call, going) or _with_references(call, going)
-    going.first = objects.note(dumped.pickler.memo.copy(), going.number)
+    going.first = objects.note(dumped.memo, going.number)
     packed = dumped.packed(first=going.first)
     del dumped  # it holds what was made only to be pickled
     objects.forget_unheld()
@@ -48,7 +47,7 @@ def _plainly(call: Call, going: Going) -> Dumped | None:
         if not objects:
             raise
         return None
-    return None if objects.reached(dumped.pickler.memo.copy()) else dumped
+    return None if objects.reached(dumped.memo) else dumped
 
 
 def _with_references(call: Call, going: Going) -> Dumped:
@@ -60,8 +59,8 @@ def _with_references(call: Call, going: Going) -> Dumped:
         needed = {**going.values, **call.needed}
         complete = replace(call, needed=needed, amendments=[*amendments.values()])
         dumped = _dump(complete, going, references)
-        memo = dumped.pickler.memo.copy()
-        found = going.objects.optimizers.amendments(obj for _, obj in memo.values())
+        met = (obj for _, obj in dumped.memo.values())
+        found = going.objects.optimizers.amendments(met)
         amendments.update((id(optimizer), (optimizer, changed)) for optimizer, changed in found)
         if not (found or references.have_merged() or going.values.keys() - needed.keys()):
             return dumped
@@ -118,9 +117,8 @@ class _References:
                 dumped = _dump(objects, self._going)
         except Exception:  # the ranks have them, or the call fails there
             return None, set()
-        memo: Memo = dumped.pickler.memo.copy()
         buffers = tuple(map(pickle.PickleBuffer, dumped.kept))
         kinds = ", ".join(sorted({type(obj).__qualname__ for obj in objects}))
-        numbers = self._going.objects.numbers(memo)
+        numbers = self._going.objects.numbers(dumped.memo)
         spare = Spare(dumped.stream.getvalue(), buffers, pickle.dumps(numbers), kinds)
         return spare, set(numbers.values())

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Collection
 
-from rankexec._gang.sockets import InetSocket, free_descriptors
+from rankexec._gang.sockets import NO_SIGNAL, InetSocket, free_descriptors
 
 __all__ = ("hang_up",)
 
@@ -41,4 +41,4 @@ def hang_up(listeners: Collection[InetSocket], size: int) -> None:
                 with socket.socket(listener.family, socket.SOCK_STREAM) as peer:
                     peer.settimeout(_CONNECT_SECONDS)
                     peer.connect(listener.address)
-                    peer.send(struct.pack("=q", number), getattr(socket, "MSG_NOSIGNAL", 0))
+                    peer.send(struct.pack("=q", number), NO_SIGNAL)

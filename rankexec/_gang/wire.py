@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import cloudpickle
@@ -71,6 +71,12 @@ class Dumped:
     pickler: Any
     inline: bool
     """Whether it goes into no file."""
+
+    @cached_property
+    def memo(self) -> dict[int, tuple[int, Any]]:
+        """What the pickler has met: by id, an object's number and the object, which this holds."""
+        memo: dict[int, tuple[int, Any]] = self.pickler.memo.copy()
+        return memo
 
     def packed(self, *, first: int | None = None) -> Packed:
         """Return it ready to be sent."""
