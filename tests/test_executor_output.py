@@ -131,7 +131,7 @@ def work():
 with RankedExecutor(2, caller_rank=None, output=[1]) as executor:
     executor.submit(work).result()
 """
-    out = run_script(tmp_path, source, env={"PYTHONUTF8": "0", **env})
+    out = run_script(tmp_path, source, env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "", **env})
     assert out == "[rank 1] before \\u2713\n[rank 1] after\n"
 
 

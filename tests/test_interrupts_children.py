@@ -53,6 +53,9 @@ async def main():
     await asyncio.wrap_future(future)
 asyncio.run(main())""",
     "in a session": "s = ex.session(); f = s.submit(hang); go(); f.result()",
+    "in a session's block": "with ex.session() as s:\n    s.submit(hang); go()",
+    "in a session's close": "s = ex.session(); f = s.submit(hang); go(); s.close()",
+    "with a session at exit": "s = ex.session(); f = s.submit(hang); go()",
 }
 SOON = 60.0
 """Seconds: a bound for a loaded machine; the ranks would take ten minutes."""

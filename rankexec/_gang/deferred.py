@@ -50,7 +50,17 @@ class Deferred:
             if is_common(handler):
                 self._previous = handler  # before: what comes after the next line is noted
                 set_handler(signal.SIGINT, self._note)
+                self._take_over(getattr(handler, "__self__", None))
         return self
+
+    def _take_over(self, outer: object) -> None:
+        """Take what has come to the Deferred that this one stands in: a wait here has to hear it.
+
+        If it is not waited for, the end hands it back.
+        """
+        if isinstance(outer, Deferred) and outer._pending:
+            outer._pending = False
+            self._note(signal.SIGINT, None)
 
     def __exit__(
         self,
@@ -152,11 +162,11 @@ class Latch(Future[None]):
         with suppress(InvalidStateError):
             self.set_result(None)
 
-    def wait(self) -> None:
-        """Wait until it has."""
+    def wait(self, *, heed: bool = True) -> None:
+        """Wait until it has. Raises KeyboardInterrupt when SIGINT comes, if that is to be heeded."""
         __tracebackhide__ = True
         with Deferred() as deferred:
-            deferred.wait([self])
+            deferred.wait([self], heed=heed)
 
 
 class _Waiter:

@@ -164,7 +164,7 @@ def conduct_here(job: Job, interrupts: Interrupts) -> Gang:
     elif failure is not None:
         gang.end(failure)
         gang.left(None)
-        gang.settled.wait()
+        gang.settled.wait(heed=False)
     if interrupts.pending:
         raised = gang and gang.caller_error  # it shows where the user's function was
         raise raised if isinstance(raised, KeyboardInterrupt) else KeyboardInterrupt
