@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from contextlib import contextmanager
 from operator import attrgetter
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rankexec._gang.call import RankInfo
-from rankexec._gang.deferred import finish
+from rankexec._gang.deferred import Deferred, finish
 
-__all__ = ("RankedFuture",)
+__all__ = ("RankedFuture", "submitting")
 
 T = TypeVar("T")
 
@@ -140,3 +142,15 @@ class RankedFuture(Future[T]):
                 self.set_result(result)  # type: ignore[arg-type]  # None may well be the result
             else:
                 self.set_exception(error)
+
+
+@contextmanager
+def submitting(future: RankedFuture[Any]) -> Iterator[None]:
+    """Span the packing and the start of a call: on Ctrl-C nobody will have its future."""
+    __tracebackhide__ = True
+    try:
+        with Deferred():
+            yield
+    except BaseException:
+        future.cancel()
+        raise

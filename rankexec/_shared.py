@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rankexec import _exit
-from rankexec._future import RankedFuture
+from rankexec._future import RankedFuture, submitting
 from rankexec._gang.call import Call
 from rankexec._gang.deferred import Deferred, finish
 from rankexec._gang.output import warn
@@ -84,40 +84,35 @@ class Shared:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def job(self, call: Call, settings: Settings, future: RankedFuture[Any]) -> Job:
-        """Return a call on processes of its own."""
+    def submit(self, call: Call, settings: Settings) -> RankedFuture[Any]:
+        """Run a call on processes of its own: with this thread as a rank, or queue it."""
+        __tracebackhide__ = True
         supervise, timeout = self._supervise_here, settings.leave_timeout
         processes = self._fresh.Fresh(self.slots, self.launcher, supervise, self._leaving, timeout)
-        return self._run.Job(call, settings, processes, future)
+        future: RankedFuture[Any] = RankedFuture(settings.world_size)
+        with submitting(future):
+            job = self._run.Job(call, settings, processes, future)
+            if job.try_to_pack():
+                with self._lock:
+                    self._futures.add(future)
+                apart = settings.caller_rank is None
+                (self._run_apart if apart else self._run.run_here)(job)
+        return future
 
     def _supervise_here(
         self, end: Callable[[], object], supervise: Callable[..., object], *args: Any
     ) -> None:
         self._here.supervise(end, supervise, *args)
 
-    def run_here(self, job: Job) -> None:
-        """Run a gang with this thread as a rank."""
+    def _run_apart(self, job: Job) -> None:
         __tracebackhide__ = True
-        with self._lock:
-            self._futures.add(job.future)
-        self._run.run_here(job)
-
-    def run_apart(self, job: Job) -> None:
-        """Queue a gang of children."""
-        __tracebackhide__ = True
-        future = job.future  # which the job gives up when it is over
-        try:
-            with Deferred(), self._lock, ExitStack() as undo:
-                undo.callback(job.close)
-                self.check_open()
-                self._futures.add(future)
-                self.launcher.lease()
-                undo.callback(self.launcher.release)
-                self._apart.supervise(job.processes.end, self._run_and_release, job)
-                undo.pop_all()
-        except BaseException:  # Ctrl-C, perhaps: nobody will have this future
-            future.cancel()
-            raise
+        with self._lock, ExitStack() as undo:
+            undo.callback(job.close)
+            self.check_open()
+            self.launcher.lease()
+            undo.callback(self.launcher.release)
+            self._apart.supervise(job.processes.end, self._run_and_release, job)
+            undo.pop_all()
 
     def _run_and_release(self, job: Job) -> None:
         try:
@@ -139,11 +134,18 @@ class Shared:
             self._unstarted.discard(lazy)
             self._started.add(lazy)
 
-    def opened(self, session: Session) -> Session:
-        """Keep a session to be closed with the executor, while its user holds it."""
-        opened = session._open  # which all that `options` makes of the session share
-        opened.opener = self
-        self._sessions.add(opened)
+    def session(self, settings: Settings) -> Session:
+        """Open a session; it is closed with the executor, while its user holds it."""
+        from rankexec.session import Session  # as long to import as all the rest
+
+        with ExitStack() as unless_it_is_had:
+            with Deferred():
+                session = Session(settings, self.slots, self.launcher)
+                unless_it_is_had.callback(session.close)
+                opened = session._open  # which all that `options` makes of the session share
+                opened.opener = self
+                self._sessions.add(opened)
+            unless_it_is_had.pop_all()
         return session
 
     def cancel_all(self) -> None:

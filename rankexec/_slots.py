@@ -92,6 +92,12 @@ class Slots:
         finally:  # once more: Ctrl-C may have broken off the first
             self._give_back(ticket)
 
+    def given_up(self, devices: Sequence[str] | None) -> None:
+        """Take it that who holds these will give them back soon, whoever waits for them."""
+        for ticket in list(self._held):  # no lock: a garbage collection calls, whoever holds it
+            if ticket.devices is devices:
+                ticket.thread = None
+
     def _hand_out(self) -> None:
         """Grant devices to who waits, in order. The lock is held."""
         while self._queue and self._queue[0].count <= len(self._free):
@@ -116,7 +122,8 @@ class _Ticket:
     """A gang's or a session's place in the queue, and then its devices."""
 
     count: int
-    thread: threading.Thread
+    thread: threading.Thread | None
+    """Who alone can give the devices back."""
     for_session: bool
     granted: Future[list[str]] = field(default_factory=Future)
     devices: list[str] = field(default_factory=list)

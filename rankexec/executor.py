@@ -143,15 +143,7 @@ class RankedExecutor(Block):
         if settings.caller_rank is not None or inside:
             self._shared.slots.check_reachable(settings.world_size, inside=inside)
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
-        future: RankedFuture[Any] = RankedFuture(settings.world_size)
-        job = self._shared.job(call, settings, future)
-        if not job.try_to_pack():
-            return future
-        if settings.caller_rank is None:
-            self._shared.run_apart(job)
-        else:
-            self._shared.run_here(job)
-        return future
+        return self._shared.submit(call, settings)
 
     def map(
         self,
@@ -216,9 +208,7 @@ class RankedExecutor(Block):
         shared.check_open()
         check_outside(settings.caller_rank)
         shared.slots.check_reachable(settings.world_size, inside=inside_rank() is not None)
-        from rankexec.session import Session  # as long to import as all the rest
-
-        return shared.opened(Session(settings, shared.slots, shared.launcher))
+        return shared.session(settings)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; run what is pending, then end every process.

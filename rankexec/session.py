@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rankexec._block import Block
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
-from rankexec._future import RankedFuture
+from rankexec._future import RankedFuture, submitting
 from rankexec._gang.call import Call, RankInfo
 from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
@@ -91,14 +91,12 @@ class Session(Block):
         standing = self._open.checked()
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))
         future: RankedFuture[Any] = RankedFuture(settings.world_size)
-        going = standing.names.for_call(sets)
-        job = Job(call, settings, standing, future, stage="hold", going=going, sets=sets)
-        if not job.try_to_pack():
-            return future
-        if settings.caller_rank is not None:
-            run_here(job)
-        else:
-            standing.queue(job)
+        with submitting(future):
+            going = standing.names.for_call(sets)
+            job = Job(call, settings, standing, future, stage="hold", going=going, sets=sets)
+            if job.try_to_pack():
+                run = standing.queue if settings.caller_rank is None else run_here
+                run(job)
         return future
 
     def map(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from helpers import wait_until
 from interrupting import Interrupting
 
 from rankexec import LocalLauncher, RankedExecutor
-from rankexec._gang import restore
+from rankexec._gang import descriptors, restore
 from rankexec._gang.deferred import Deferred
 from rankexec._slots import Slots
 
@@ -139,17 +142,18 @@ def test_submit_and_shutdown(caller_rank) -> None:
     """Every lease is given back, and the executor runs its next gang."""
     launcher = LocalLauncher()
     executor = RankedExecutor(1, caller_rank=caller_rank, devices=["a"], launcher=launcher)
+    end, other = multiprocessing.Pipe()
 
     def check() -> None:
+        assert descriptors.beside() is None
+        assert multiprocessing.context.get_spawning_popen() is None
         assert executor.submit(int).result() == 0
         wait_until(lambda: launcher._leases == 1, "leases of gangs")
         wait_until(lambda: executor._shared.slots._free == ["a"], "the device")
         wait_until(lambda: not any(pool._ends for pool in executor._shared._pools), "gangs")
 
-    try:
-        at_some_moments(lambda: executor.submit(int).result(), check)
-    finally:
-        executor.shutdown()
+    with executor, end, other:
+        at_some_moments(lambda: executor.submit(id, end).result(), check)
     assert launcher._leases == 0
 
 
@@ -167,6 +171,51 @@ def test_an_executors_life(caller_rank) -> None:
     at_some_moments(live, lambda: wait_until(lambda: launcher._leases == 0, "leases"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_a_sessions_life(caller_rank) -> None:
+    """As an executor's; its devices are free for the next gang."""
+    with RankedExecutor(1, caller_rank=caller_rank, devices=["a"]) as executor:
+
+        def live() -> None:
+            with executor.session() as session:
+                session.submit(int).result()
+
+        at_some_moments(live, lambda: executor.submit(int).result())
+
+
+def test_what_came_before_there_was_a_wait() -> None:
+    """A wait inside hears it, though it came to the outer one."""
+
+    def wait_inside() -> None:
+        with Deferred():
+            signal.raise_signal(signal.SIGINT)
+            with Deferred() as inner:
+                inner.wait([Future()])
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_inside()
+
+
+class Hangs:
+    """Something of the user's whose pickling does not end."""
+
+    def __reduce__(self) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(600)
+        return Hangs, ()
+
+
+@pytest.mark.parametrize("on", ["executor", "session"])
+def test_pickling_that_hangs(on) -> None:
+    """It is the user's code, and Ctrl-C ends it."""
+    with RankedExecutor(2, caller_rank=None) as executor:
+        runs = executor if on == "executor" else executor.session()
+        with pytest.raises(KeyboardInterrupt):
+            runs.submit(id, Hangs())
+        assert runs.submit(int).result() == 0
+
+
 def test_what_has_come_meanwhile() -> None:
     """It is for the handler that stood before; one inside another is for the outermost."""
     reached = []
@@ -181,12 +230,6 @@ def test_what_has_come_meanwhile() -> None:
         interrupt_inside()
     assert reached
 
-    with pytest.raises(KeyboardInterrupt), Deferred():  # it came before there was a wait
-        signal.raise_signal(signal.SIGINT)
-        with Deferred() as inner:
-            inner.wait([Future()], timeout=60.0)
-            reached.clear()
-    assert reached
     arrived = []
 
     def handler(number: int, _frame: object) -> None:

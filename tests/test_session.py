@@ -844,6 +844,13 @@ def test_device_that_a_session_holds():
         assert executor.submit(ranked_functions.rank).result() == 0
 
 
+def test_device_of_a_session_that_nobody_holds():
+    """It is being given back, and waited for."""
+    with RankedExecutor(1, devices=[0]) as executor:
+        executor.session().submit(int)
+        assert executor.submit(int).result() == 0
+
+
 def test_gang_beside_a_session(make_executor):
     """The executor that has opened a session runs gangs as before."""
     with make_executor(WORLD) as executor, executor.session() as session:

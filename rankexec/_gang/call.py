@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from rankexec._gang.deferred import Interruptible
 from rankexec._gang.schedules import Amendment
 from rankexec._torch import peak_gpu_memory
 
@@ -163,7 +164,8 @@ def make_context(ctx: Any) -> AbstractContextManager[Any]:
     if ctx is None:
         return nullcontext()
     if isinstance(ctx, type) or not hasattr(ctx, "__enter__"):
-        ctx = ctx()
+        with Interruptible():
+            ctx = ctx()
     if not (hasattr(ctx, "__enter__") and hasattr(ctx, "__exit__")):
         raise TypeError(f"ctx made a {type(ctx).__name__}, which is no context manager")
     return ctx  # type: ignore[no-any-return]  # checked by its two methods, like `with` does
@@ -184,10 +186,9 @@ def perform(
     """
     __tracebackhide__ = True
     error: BaseException | None = None
-    value = None
-    outer, _here.rank = inside_rank(), info.rank
+    value, outer, _here.rank = None, inside_rank(), info.rank
     try:
-        with inside:
+        with inside, Interruptible():
             context.__enter__()
             info.context_entered = info.fn_entered = time.monotonic()
             value = call.fn(*call.args, **call.kwargs)
@@ -205,9 +206,10 @@ def perform(
         finally:  # a Ctrl-C may come just now; what was entered is left nevertheless
             value = None
             if info.context_entered is not None:
-                traceback = error.__traceback__ if error is not None else None
                 kind = type(error) if error is not None else None  # one may be false
-                context.__exit__(kind, error, traceback)
+                traceback = getattr(error, "__traceback__", None)
+                with Interruptible():
+                    context.__exit__(kind, error, traceback)
     except BaseException as exc:
         if exc is not error:
             return exc

@@ -21,7 +21,7 @@ from typing import Any
 
 from rankexec._gang.handlers import get_handler, is_common, set_handler
 
-__all__ = ("Deferred", "Latch", "finish")
+__all__ = ("Deferred", "Holding", "Interruptible", "Latch", "finish")
 
 LOOK_SECONDS = 0.05
 """How often the main thread looks for an interrupt while it waits for a lock."""
@@ -30,18 +30,64 @@ END_SECONDS = 15.0
 longer than a killed rank of gigabytes takes."""
 
 
-class Deferred:
-    """Spans what SIGINT must not tear apart.
+class Holding:
+    """What stands in place of SIGINT's handler and notes what comes, but for where it may raise.
 
-    In the main thread, and in place of the handlers that `Interrupts` replaces too: inside, a
-    KeyboardInterrupt comes out of `wait` and `acquire` only; what has come by the end is handed to
-    the handler that stood before. In other threads, and with a handler of the user's, it does
-    nothing: `wait` and `acquire` simply wait.
+    Attributes:
+        pending: whether one has come that has not been raised.
     """
 
     def __init__(self) -> None:
+        self.pending = False
+        self._raising = False
+
+    def note(self, _number: int = signal.SIGINT, _frame: FrameType | None = None) -> None:
+        """Take it that SIGINT has come: this is the handler."""
+        __tracebackhide__ = True
+        self.pending = True
+        if self._raising:
+            self.check()
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one is pending."""
+        __tracebackhide__ = True
+        if self.pending:
+            self._raising = self.pending = False  # once: what follows is the clean-up
+            raise KeyboardInterrupt
+
+    def allow(self) -> None:
+        """From here on raise KeyboardInterrupt anywhere, once."""
+        __tracebackhide__ = True
+        self._raising = True
+        self.check()
+
+    def defer(self) -> None:
+        """From here on only note."""
+        self._raising = False
+
+    def take_from(self, handler: Any) -> None:
+        """Take what is pending at the handler that this one replaces, if it is of this kind.
+
+        Else what waits here would not hear of it.
+        """
+        outer = getattr(handler, "__self__", None)
+        if isinstance(outer, Holding) and outer.pending:
+            outer.pending = False
+            self.note()
+
+
+class Deferred(Holding):
+    """Spans what SIGINT must not tear apart.
+
+    In the main thread, and in place of the handlers that `Interrupts` replaces too: inside, a
+    KeyboardInterrupt comes out of `wait`, `acquire` and what is `Interruptible` only; what has come
+    by the end is handed to the handler that stood before. In other threads, and with a handler of
+    the user's, it does nothing: `wait` and `acquire` simply wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self._previous: Any = None
-        self._pending = False
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # a handler may put, at any time
 
     def __enter__(self) -> Deferred:  # noqa: PYI034  # Self is of 3.11
@@ -49,18 +95,9 @@ class Deferred:
             handler = get_handler(signal.SIGINT)
             if is_common(handler):
                 self._previous = handler  # before: what comes after the next line is noted
-                set_handler(signal.SIGINT, self._note)
-                self._take_over(getattr(handler, "__self__", None))
+                set_handler(signal.SIGINT, self.note)
+                self.take_from(handler)
         return self
-
-    def _take_over(self, outer: object) -> None:
-        """Take what has come to the Deferred that this one stands in: a wait here has to hear it.
-
-        If it is not waited for, the end hands it back.
-        """
-        if isinstance(outer, Deferred) and outer._pending:
-            outer._pending = False
-            self._note(signal.SIGINT, None)
 
     def __exit__(
         self,
@@ -72,7 +109,7 @@ class Deferred:
         if self._previous is None:
             return
         set_handler(signal.SIGINT, self._previous)
-        if self._pending and not (kind is not None and issubclass(kind, KeyboardInterrupt)):
+        if self.pending and not (kind is not None and issubclass(kind, KeyboardInterrupt)):
             signal.raise_signal(signal.SIGINT)
 
     def wait(
@@ -96,7 +133,7 @@ class Deferred:
         with _told(future, self._bell):
             while not future.done():
                 if heed:
-                    self._check()
+                    self.check()
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -112,7 +149,7 @@ class Deferred:
         end = time.monotonic() + timeout
         longest = threading.TIMEOUT_MAX if self._previous is None else LOOK_SECONDS
         while not lock.acquire(timeout=max(0.0, min(longest, end - time.monotonic()))):
-            self._check()
+            self.check()
             if time.monotonic() >= end:
                 return False
         return True
@@ -127,15 +164,32 @@ class Deferred:
         finally:
             lock.release()
 
-    def _check(self) -> None:
+    def note(self, _number: int = signal.SIGINT, _frame: FrameType | None = None) -> None:
         __tracebackhide__ = True
-        if self._pending:
-            self._pending = False
-            raise KeyboardInterrupt
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self._pending = True
+        super().note()
         self._bell.put(None)
+
+
+class Interruptible:
+    """Spans code of the user's where SIGINT is held back: there a KeyboardInterrupt may come.
+
+    No generator: `contextlib` sets attributes of what comes through one, and the user's exception
+    may refuse that.
+    """
+
+    def __init__(self) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        owner = getattr(get_handler(signal.SIGINT), "__self__", None) if main else None
+        self._holding = owner if isinstance(owner, Holding) else None
+
+    def __enter__(self) -> None:
+        __tracebackhide__ = True
+        if self._holding is not None:
+            self._holding.allow()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        if self._holding is not None:
+            self._holding.defer()
 
 
 def finish(
@@ -163,7 +217,7 @@ class Latch(Future[None]):
             self.set_result(None)
 
     def wait(self, *, heed: bool = True) -> None:
-        """Wait until it has. Raises KeyboardInterrupt when SIGINT comes, if that is to be heeded."""
+        """Wait until it has; to `heed` SIGINT is to raise KeyboardInterrupt."""
         __tracebackhide__ = True
         with Deferred() as deferred:
             deferred.wait([self], heed=heed)

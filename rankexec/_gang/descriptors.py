@@ -20,6 +20,7 @@ from typing import Any
 import multiprocess
 
 from rankexec._gang import sockets
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.sockets import close_all, receive_files, send_files
 
 __all__ = (
@@ -52,7 +53,8 @@ class Beside:
             raise TypeError(
                 "descriptors do not travel to other processes here; use multiprocessing.Manager()"
             )
-        self._taken.append(os.dup(descriptor))
+        with Deferred():
+            self._taken.append(os.dup(descriptor))
         return len(self._taken) - 1
 
     def DupFd(self, number: int) -> Handed:  # noqa: N802  # multiprocessing's name

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rankexec._gang.deferred import Holding
 from rankexec._gang.handlers import get_handler, is_common, set_handler
 
 __all__ = ("Interrupts",)
 
 
-class Interrupts:
+class Interrupts(Holding):
     """SIGINT while a gang of the main thread runs: it ends the gang at once, even in C code.
 
     Python runs a signal's handler only between bytecodes, so a thread in a gloo collective would
@@ -29,10 +30,11 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.reader: socket.socket | None = None
         """Readable when a signal has come; None if the handler does not stand."""
-        self.pending = False
-        self._raising = False
+        self.came = False
+        """Whether SIGINT has come, raised meanwhile or not."""
         self._previous_fd = -1
 
     @contextmanager
@@ -46,8 +48,9 @@ class Interrupts:
             for end in (reader, writer):
                 end.setblocking(False)
             self.reader = reader
-            previous = set_handler(signal.SIGINT, self._on_sigint)
+            previous = set_handler(signal.SIGINT, self.note)
             self._previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            self.take_from(previous)
             try:
                 yield
             finally:
@@ -67,32 +70,14 @@ class Interrupts:
                 _write(self._previous_fd, others)
         return ours in numbers
 
-    def allow(self) -> None:
-        """From here on raise KeyboardInterrupt in the main thread, once."""
-        self._raising = True
-        if self.pending:
-            self._raise_once()
-
-    def defer(self) -> None:
-        """From here on only note an interrupt: the clean-up must not be torn apart."""
-        self._raising = False
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if one has come."""
-        if self.pending:
-            raise KeyboardInterrupt
-
-    def _on_sigint(self, _number: int, _frame: FrameType | None) -> None:
+    def note(self, _number: int = signal.SIGINT, _frame: FrameType | None = None) -> None:
         __tracebackhide__ = True
-        self.pending = True
-        self._raise_once()
+        self.came = True
+        super().note()
 
-    def _raise_once(self) -> None:
-        __tracebackhide__ = True
-        # A second one could come while the first is being handled, and nothing is missed: the gang
-        # is being ended, and `pending` makes KeyboardInterrupt come out of submit.
-        if self._raising:
-            self._raising = False
+    def raise_if_came(self) -> None:
+        """Raise KeyboardInterrupt if one has come: what it has broken off may have swallowed it."""
+        if self.came:
             raise KeyboardInterrupt
 
 

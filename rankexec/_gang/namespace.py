@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rankexec._checks import check_list
 from rankexec._gang.call import inside_rank
+from rankexec._gang.deferred import Interruptible
 
 __all__ = (
     "find_in_main",
@@ -78,7 +79,8 @@ def _imported(source: str) -> dict[str, Any]:
     if not source:  # as in most calls
         return {}
     found: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, "<imports>", "exec"), found)  # noqa: S102  # import statements, checked
+    with Interruptible():
+        exec(compile(source, "<imports>", "exec"), found)  # noqa: S102  # import statements, checked
     return {name: found[name] for name in found if name not in ("__name__", "__builtins__")}
 
 

@@ -42,7 +42,7 @@ class Opened:
 
     def _started(self) -> Standing:
         standing = Standing(*self._made_from)
-        self._finalizer = weakref.finalize(self, _close_later, standing)
+        self._finalizer = weakref.finalize(self, _close_later, standing, self._made_from[1])
         # At interpreter exit the executors close their sessions, while threads can still be waited
         # for; an exit function would come too late.
         self._finalizer.atexit = False
@@ -115,7 +115,8 @@ class Opened:
         self.standing.watch.cancel(even_running=even_running)
 
 
-def _close_later(standing: Standing) -> None:
+def _close_later(standing: Standing, slots: Slots) -> None:
     """Close, in a thread: this is a garbage collection, anywhere and in any thread."""
+    slots.given_up(standing.devices)
     with suppress(RuntimeError):  # no thread to be had: the interpreter is exiting, and closes it
         threading.Thread(target=standing.close, name="rankexec-close").start()

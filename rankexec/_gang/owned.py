@@ -14,6 +14,7 @@ from typing import Any
 
 from rankexec._gang.arrived import Spare
 from rankexec._gang.call import Call
+from rankexec._gang.deferred import Deferred
 from rankexec._gang.identity import Number
 from rankexec._gang.known import Reference
 from rankexec._gang.names import Going
@@ -88,7 +89,8 @@ class _References:
         if id(obj) not in self._by_id:
             if (reference := self._going.objects.reference(obj)) is None:
                 return None
-            self._add(obj, reference)
+            with Deferred():  # the table of what the ranks have must be right
+                self._add(obj, reference)
         return self._by_id[id(obj)]
 
     def have_merged(self) -> bool:

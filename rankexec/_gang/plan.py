@@ -16,6 +16,7 @@ from multiprocess import spawn
 
 from rankexec._checks import check_variables
 from rankexec._gang.call import RankInfo, Seat, Stage
+from rankexec._gang.deferred import Interruptible
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.sockets import reserved_port
@@ -79,7 +80,9 @@ def prepare(
         if hasattr(context, "caller_side"):
             entered = context.caller_side(settings.world_size, settings.caller_rank)
             what = f"caller_side of {type(context).__name__} is to yield"
-            extra = check_variables(what, side.enter_context(entered) or {}, unset=True)
+            with Interruptible():
+                found = side.enter_context(entered) or {}
+            extra = check_variables(what, found, unset=True)
         base = base_environment()
         variables = {**_defaults(base, settings.world_size), **extra, **settings.env}
         # With torch's agent store `env://` would join a store that is not ours.

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from rankexec._gang.deep import deeply, in_caller_of_deeply
+from rankexec._gang.deferred import Interruptible
 from rankexec._gang.names import Going
 from rankexec._gang.picklers import (
     CallPickler,
@@ -63,7 +64,7 @@ def _again(usual: Make, with_dill: Make, error: Exception) -> Dumper:
 
 def _dump(make: Make, file: io.BytesIO, keep: Keep, value: Any) -> Any:
     pickler = make(file, keep)
-    pickler.dump(value)
+    _interruptibly(pickler.dump, value)
     return pickler
 
 
@@ -72,7 +73,7 @@ def _dump_deep(make: Make, file: io.BytesIO, keep: Keep, value: Any) -> Any:
 
     def dump() -> Any:
         replay = Replay(file, make(io.BytesIO(), keep), keep)
-        replay.dump(value)
+        _interruptibly(replay.dump, value)
         return replay
 
     return deeply(dump)
@@ -116,10 +117,15 @@ def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exceptio
 
     replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep, going), keep)
     try:
-        deeply(partial(replay.dump, value))
+        deeply(partial(_interruptibly, replay.dump, value))
     except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
         return _frames(error), error.with_traceback(None)
     return [], None
+
+
+def _interruptibly(dump: Callable[[Any], None], value: Any) -> None:
+    with Interruptible():
+        dump(value)
 
 
 def _frames(error: Exception) -> list[Frame]:

@@ -117,13 +117,13 @@ def run_here(job: Job) -> None:
     try:
         with ExitStack() as stack:
             name = getattr(job.call.fn, "__name__", repr(job.call.fn))
-            interrupts = Interrupts()  # from here on none comes but while the turn is waited for
+            interrupts = Interrupts()  # from here on one comes out of waits and the user's code
             stack.enter_context(interrupts.standing())
             stack.enter_context(turn(name, job.settings.timeout))
             stack.enter_context(job.processes.standing(job))
             began = True
             gang = conduct_here(job, interrupts)
-        interrupts.check()  # one may have come while a session's context was left
+        interrupts.raise_if_came()  # one may have come while a session's context was left
         result = result_of(gang, job.settings, job.future.ranks)
     except BaseException as error:
         if not began:  # it did not get its turn
@@ -143,29 +143,21 @@ def conduct_here(job: Job, interrupts: Interrupts) -> Gang:
     gang: Gang | None = None
     failure: BaseException | None = None
     try:
-        try:
-            interrupts.allow()
-            part = job.processes.prepare(job)
-            interrupts.defer()  # a gang that exists is supervised
-            gang = _start(job, part, interrupts)
-            job.future._is_of(gang)  # another thread may cancel it
-            interrupts.allow()
-            gang.go.wait()
-            gang.left(_be_rank(part, job.call, gang))
-            gang.settled.wait()
-        except BaseException as error:
-            failure = error
-        interrupts.defer()
-    except KeyboardInterrupt as error:  # it came between the two lines above
+        part = job.processes.prepare(job)
+        gang = _start(job, part, interrupts)
+        job.future._is_of(gang)  # another thread may cancel it
+        gang.go.wait()
+        gang.left(_be_rank(part, job.call, gang))
+        gang.settled.wait()
+    except BaseException as error:
         failure = error
-        interrupts.defer()
     if gang is None:
         job.processes.drop(job)
     elif failure is not None:
         gang.end(failure)
         gang.left(None)
         gang.settled.wait(heed=False)
-    if interrupts.pending:
+    if interrupts.came:
         raised = gang and gang.caller_error  # it shows where the user's function was
         raise raised if isinstance(raised, KeyboardInterrupt) else KeyboardInterrupt
     if failure is not None:

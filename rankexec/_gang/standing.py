@@ -38,11 +38,10 @@ LEAVE_SECONDS = 10.0
 
 
 class _Entry(NamedTuple):
+    """The context as it was entered last, and in the caller's rank."""
+
     plan: Plan
     held: Held
-
-
-"""The context as it was entered last, and in the caller's rank."""
 
 
 class Standing:
@@ -59,6 +58,7 @@ class Standing:
         names: what of the caller's the ranks have.
         infos: the ranks, as the last call has seen them.
         watch: its thread, and the calls that this runs.
+        devices: what is taken.
     """
 
     def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
@@ -81,7 +81,7 @@ class Standing:
             launcher.lease()
             holding.callback(launcher.release)
             taken = slots.taken(settings.world_size, for_session=True)
-            self._devices = holding.enter_context(taken)
+            self.devices = holding.enter_context(taken)
             self._crew = Crew()
             undo.callback(self._crew.reap, 0.0)
             self.watch = Watch(self._crew, holding.close, settings.leave_timeout)
@@ -163,7 +163,7 @@ class Standing:
         if self._entry is not None:
             self._entry.plan.side.close()
         context = make_context(self._settings.ctx)
-        plan = prepare(None, self._settings, self._devices, self._launcher, context, self.infos)
+        plan = prepare(None, self._settings, self.devices, self._launcher, context, self.infos)
         return _Entry(plan, Held(context))
 
     def drop(self, job: Job) -> None:

@@ -54,14 +54,8 @@ class Watch:
 
     def queue(self, future: RankedFuture[Any], work: Work) -> bool:
         """Have the thread run what resolves a future; returns False if there is none any more."""
-        __tracebackhide__ = True
-        try:
-            with Deferred():
-                self._futures.add(future)
-                return self.do(work)
-        except KeyboardInterrupt:  # nobody will have this future
-            future.cancel()
-            raise
+        self._futures.add(future)
+        return self.do(work)
 
     def cancel(self, *, even_running: bool) -> None:
         """Cancel the calls that are pending, or run."""

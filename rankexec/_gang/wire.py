@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle
 
 from rankexec._gang import sockets
+from rankexec._gang.deferred import Interruptible
 from rankexec._gang.picklers import CallPickler, Keep, ResultPickler
 from rankexec._gang.replay import Dumper, second_attempt, second_attempt_of_result
 
@@ -164,7 +165,8 @@ def dump(
     stream = io.BytesIO()
     pickler: Any = make(stream, keep)
     try:
-        pickler.dump(value)
+        with Interruptible():
+            pickler.dump(value)
     except (TypeError, pickle.PicklingError, AttributeError) as error:
         if again is None:
             raise
