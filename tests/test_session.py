@@ -846,7 +846,7 @@ def test_device_that_a_session_holds():
 
 def test_device_of_a_session_that_nobody_holds():
     """It is being given back, and waited for."""
-    with RankedExecutor(1, devices=[0]) as executor:
+    with RankedExecutor(2, devices=["a", "b"]) as executor:
         executor.session().submit(int)
         assert executor.submit(int).result() == 0
 
