@@ -156,7 +156,7 @@ except KeyboardInterrupt:
     assert (out, err) == (INTERRUPTED, "")
 
 
-@pytest.mark.parametrize("script", [IN_MAIN_THREAD, IN_ASYNCIO], ids=["main thread", "asyncio.run"])
+@callers
 def test_ctrl_c_in_a_collective(interrupted, script):
     """Rank 0 waits in C++ for a rank that sleeps; the handler alone would never run."""
     pytest.importorskip("torch")
