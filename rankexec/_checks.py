@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ __all__ = (
     "check_outside",
     "check_rank",
     "check_seconds",
+    "check_started",
     "check_variables",
 )
 
@@ -69,6 +71,21 @@ def check_outside(caller_rank: int | None) -> None:
             f"this thread is rank {rank} of a gang already and cannot be rank {caller_rank} of "
             f"another; use an executor with caller_rank=None here"
         )
+
+
+def check_started() -> None:
+    """Raise RuntimeError while this process, a worker that was spawned, still imports its script.
+
+    Whatever starts there is started once more by each of its own processes, without an end.
+    """
+    for library in ("multiprocessing", "multiprocess"):
+        process = sys.modules.get(f"{library}.process")
+        if process is not None and getattr(process.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                "a gang was about to be started by a process that multiprocessing has spawned and "
+                "that still imports the script; put what the script does, but not what it "
+                "defines, below: if __name__ == '__main__':"
+            )
 
 
 def check_rank(name: str, rank: Any, world_size: int) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rankexec import _exit
+from rankexec._checks import check_started
 from rankexec._future import RankedFuture, submitting
 from rankexec._gang.call import Call
 from rankexec._gang.deferred import Deferred, finish
@@ -77,6 +78,7 @@ class Shared:
 
     def check_open(self) -> None:
         """Raise RuntimeError if no more calls are taken; in the standard library's words."""
+        check_started()
         if self._pid != os.getpid():
             raise RuntimeError("this executor was made before a fork; make one in this process")
         if _exit.is_exiting():

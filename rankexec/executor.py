@@ -12,6 +12,7 @@ from rankexec._block import Block
 from rankexec._checks import check_callable, check_count, check_map, check_outside
 from rankexec._future import RankedFuture
 from rankexec._gang.call import Call, inside_rank
+from rankexec._gang.main import note_main
 from rankexec._gang.namespace import find_needed
 from rankexec._map import LazyMap, run_ahead
 from rankexec._settings import Settings, check_devices, check_fits, default_world_size
@@ -137,6 +138,7 @@ class RankedExecutor(Block):
     ) -> RankedFuture[Any]:
         __tracebackhide__ = True
         check_callable(fn)
+        note_main(fn)
         self._shared.check_open()
         check_outside(settings.caller_rank)
         inside = inside_rank() is not None

@@ -11,6 +11,7 @@ from rankexec._block import Block
 from rankexec._checks import check_callable, check_map, check_outside, check_rank
 from rankexec._future import RankedFuture, submitting
 from rankexec._gang.call import Call, RankInfo
+from rankexec._gang.main import note_main
 from rankexec._gang.namespace import find_in_main, find_needed, set_in_main
 from rankexec._gang.opened import Opened
 from rankexec._gang.run import Job, run_here
@@ -87,6 +88,7 @@ class Session(Block):
     ) -> RankedFuture[Any]:
         __tracebackhide__ = True
         check_callable(fn)
+        note_main(fn)
         check_outside(settings.caller_rank)
         standing = self._open.checked()
         call = Call(fn, tuple(args), kwargs, settings.ctx, find_needed(settings.need))

@@ -24,7 +24,7 @@ from helpers import (
 from test_session import main_as_before, open_session  # noqa: F401  # fixtures
 
 from rankexec._gang.identity import nobody_else_holds
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import main_namespace
 from rankexec._gang.travelled import Travelled
 
 HERE = Path(__file__).parent

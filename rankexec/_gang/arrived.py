@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rankexec._gang.alike import alike, walk
 from rankexec._gang.identity import Held, Met, Number, Way, below, find, met, nobody_else_holds
 from rankexec._gang.known import Below, InMain, Reference, Weak
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import main_namespace
 from rankexec._gang.travelled import Span
 
 __all__ = ("Arrived", "Spare")

@@ -8,7 +8,7 @@ from itertools import compress, islice, repeat
 from operator import is_not
 from typing import Any
 
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import main_namespace
 
 __all__ = ("Bound", "Values", "values_of")
 

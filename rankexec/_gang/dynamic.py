@@ -19,7 +19,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle as _cloudpickle
 
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import is_main, main_namespace
 
 __all__ = ("add_to_class", "add_to_function", "globals_of", "is_importable")
 
@@ -130,7 +130,7 @@ def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple
             namespace["__slots__"] = cls.__slots__  # type: ignore[attr-defined]  # it is there
             for name in _slots(cls):
                 members.pop(name, None)
-    if name_it and cls.__module__ == "__main__":
+    if name_it and is_main(cls.__module__):
         main = main_namespace()
         names = _hints(vars(cls).get("__annotations__", {}), main)
         if main.get(cls.__name__) is cls:

@@ -9,7 +9,7 @@ import weakref
 from typing import Any, NamedTuple
 
 from rankexec._gang.identity import Held, Number, Path, Way, find, find_in
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import main_namespace
 
 __all__ = ("Below", "InMain", "Kept", "Reference", "Weak")
 

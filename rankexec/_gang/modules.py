@@ -1,4 +1,4 @@
-"""`__main__`, and modules whose code travels (`by_value=`): the globals of their functions."""
+"""Modules whose code travels (`by_value=`): the globals of their functions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from typing import Any
 
 import cloudpickle
 
+from rankexec._gang.main import is_main, main_namespace
+
 __all__ = (
     "by_value",
-    "main_namespace",
     "namespace_of",
     "reduce_module",
     "registered",
 )
-
-
-def main_namespace() -> dict[str, Any]:
-    """Return the namespace of this process's `__main__`."""
-    return sys.modules["__main__"].__dict__
 
 
 _registering = threading.RLock()  # a user's __reduce__ may submit, too
@@ -31,6 +27,9 @@ _registering = threading.RLock()  # a user's __reduce__ may submit, too
 @contextmanager
 def registered(modules: Sequence[types.ModuleType]) -> Iterator[None]:
     """Let cloudpickle take these modules' code along, and not longer than for this call."""
+    main = sys.modules["__main__"]
+    if main.__name__ == "__mp_main__":  # else it is taken for a module that can be imported
+        modules = [*modules, main]
     if not modules:
         yield
         return
@@ -85,4 +84,4 @@ def _fill_module(module: types.ModuleType, members: dict[str, Any]) -> None:
 
 def namespace_of(name: str, package: str | None) -> dict[str, Any]:
     """Return (in a rank) the globals of functions that came from a module by value."""
-    return main_namespace() if name == "__main__" else vars(_module_again(name, package))
+    return main_namespace() if is_main(name) else vars(_module_again(name, package))

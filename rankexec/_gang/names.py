@@ -10,7 +10,7 @@ from typing import Any
 
 from rankexec._gang.bound import Bound, Values, values_of
 from rankexec._gang.dynamic import globals_of
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import main_namespace
 from rankexec._gang.output import warn
 from rankexec._gang.reading import names_read_by
 from rankexec._gang.sets import Kept, Sets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from rankexec._checks import check_list
 from rankexec._gang.call import inside_rank
 from rankexec._gang.deferred import Interruptible
+from rankexec._gang.main import main_namespace
 
 __all__ = (
     "find_in_main",
@@ -72,7 +72,7 @@ def _dedented(source: str) -> str:
 
 def run_imports(source: str) -> None:
     """Run import statements in this process's `__main__`."""
-    sys.modules["__main__"].__dict__.update(_imported(source))
+    main_namespace().update(_imported(source))
 
 
 def _imported(source: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def global_imports(imports: str | Sequence[str], ns: dict[str, Any] | None = Non
         else "\n".join(check_list("imports takes a list of strings", imports, str))
     )
     found = _imported(parse_imports(source))
-    (sys.modules["__main__"].__dict__ if ns is None else ns).update(found)
+    (main_namespace() if ns is None else ns).update(found)
 
 
 def import_star(modules: Sequence[str], ns: dict[str, Any] | None = None) -> None:
@@ -130,7 +130,7 @@ def find_needed(names: str | Iterable[str]) -> dict[str, Any]:
         TypeError: `names` is neither a string nor strings.
     """
     wanted = names.replace(",", " ").split() if isinstance(names, str) else list(names)
-    main = sys.modules["__main__"].__dict__
+    main = main_namespace()
     for name in wanted:
         if not isinstance(name, str):
             raise TypeError(f"need takes names, got {name!r}")
@@ -141,7 +141,7 @@ def find_needed(names: str | Iterable[str]) -> dict[str, Any]:
 
 def set_in_main(values: dict[str, Any]) -> None:
     """Set names in this process's `__main__`."""
-    sys.modules["__main__"].__dict__.update(values)
+    main_namespace().update(values)
 
 
 def find_in_main(name: str, rank: int | None) -> tuple[Any, ...]:
@@ -151,7 +151,7 @@ def find_in_main(name: str, rank: int | None) -> tuple[Any, ...]:
         name: the name.
         rank: which rank is asked; None: all.
     """
-    main = sys.modules["__main__"].__dict__
+    main = main_namespace()
     asked = rank is None or rank == inside_rank()
     return (main[name],) if asked and name in main else ()
 
@@ -161,7 +161,7 @@ def keep_imports(source: str) -> dict[str, Any]:
 
     Names that the user has there already are left alone.
     """
-    main = sys.modules["__main__"].__dict__
+    main = main_namespace()
     added = {name: value for name, value in _imported(source).items() if name not in main}
     main.update(added)
     return added
@@ -173,7 +173,7 @@ def with_imports(source: str) -> Iterator[None]:
 
     What the rank has set under such a name stays.
     """
-    main = sys.modules["__main__"].__dict__
+    main = main_namespace()
     added = keep_imports(source)
     try:
         yield

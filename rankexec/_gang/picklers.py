@@ -16,6 +16,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from rankexec._gang import dynamic, modules, reducers, transient
+from rankexec._gang.main import main_namespace
 from rankexec._gang.names import Going
 
 __all__ = (
@@ -96,7 +97,7 @@ class CallPickler(_Pickler):
     def __init__(self, file: io.BytesIO, keep: Keep, going: Going | None = None) -> None:
         super().__init__(file, keep)
         self._going = going
-        self._main_globals = modules.main_namespace()
+        self._main_globals = main_namespace()
         self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:

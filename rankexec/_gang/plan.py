@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from multiprocess import spawn
 from rankexec._checks import check_variables
 from rankexec._gang.call import RankInfo, Seat, Stage
 from rankexec._gang.deferred import Interruptible
+from rankexec._gang.main import main_as_module
 from rankexec._gang.restore import base_environment
 from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.sockets import reserved_port
@@ -184,6 +186,8 @@ def _loopback_interface() -> str | None:
 
 def _preparation() -> dict[str, Any]:
     """Return what a child takes over from this process, but never its `__main__`."""
+    main = main_as_module()
+    vars(main).setdefault("__spec__", None)  # after IPython's `%reset`, under pdb
     try:
         data = spawn.get_preparation_data("rank")
     except FileNotFoundError as error:
@@ -192,6 +196,9 @@ def _preparation() -> dict[str, Any]:
         ) from None
     for name in ("init_main_from_name", "init_main_from_path"):
         data.pop(name, None)
+    spec, package = getattr(main, "__spec__", None), getattr(main, "__package__", None)
+    data["main"] = getattr(spec, "name", None), package, getattr(main, "__file__", None)
+    data["twin_start_method"] = multiprocessing.get_start_method(allow_none=True)
     data["umask"] = _umask()
     # As themselves they may only be pickled by their own libraries, while these start a process.
     data["authkey"] = bytes(data["authkey"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rankexec._gang.dynamic import globals_of
-from rankexec._gang.modules import main_namespace
+from rankexec._gang.main import is_main, main_namespace
 
 __all__ = ("names_read_by",)
 
@@ -40,7 +40,7 @@ def names_read_by(value: Any) -> set[str]:
 
 
 def _has_code(value: Any) -> bool:
-    return callable(value) or type(value).__module__ == "__main__"
+    return callable(value) or is_main(type(value).__module__)
 
 
 def _of_function(function: types.FunctionType) -> Iterable[Any]:
@@ -55,7 +55,7 @@ def _of_function(function: types.FunctionType) -> Iterable[Any]:
 
 
 def _of_class(cls: type) -> Iterable[Any]:
-    if cls.__module__ == "__main__":
+    if is_main(cls.__module__):
         yield from vars(cls).values()
         yield from cls.__bases__
         yield type(cls)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from rankexec._gang import frameworks
 from rankexec._gang.deferred import Deferred
 from rankexec._gang.handlers import get_handler, set_handler
+from rankexec._gang.main import main_as_module
 from rankexec._torch import cuda_in_use
 from rankexec.errors import GangTimeout
 
@@ -128,7 +129,7 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     environment = _base = dict(os.environ)
     handlers = {number: get_handler(number) for number in _SIGNALS}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _MASKS else set()
-    main = sys.modules["__main__"]
+    main, sys.modules["__main__"] = sys.modules["__main__"], main_as_module()
     cwd = _directory()
     excepthook = sys.excepthook  # torch wraps it for each group, to print the rank
     group, device = keep_group or has_group(), _cuda_device()

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import importlib.machinery
 import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -129,6 +131,7 @@ def rehearse(take_environment: TakeEnvironment) -> None:
     preparation = spawn.get_preparation_data("rank")
     authkey = bytes(preparation["authkey"])
     preparation.update(umask=0o077, authkey=authkey, twin_authkey=authkey)
+    preparation.update(main=(None, None, None), twin_start_method=None)
     seat = Seat(0, 1, "", 0, 0, 1)
     ours.send("prepare", (preparation, {**os.environ, **seat.environment()}))
     call = pack_result(Call(int, (), {}, None, {}), frozenset())
@@ -195,15 +198,31 @@ def die_with(guardian: int) -> None:
 
 def _prepare(preparation: dict[str, Any]) -> None:
     """Take over sys.path, cwd, argv of the caller; never its `__main__`, which is not run again."""
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.modules["__main__"].__dict__["__builtins__"] = __builtins__
+    _make_main(*preparation.pop("main"))
     os.umask(preparation.pop("umask"))
     # Of the library of which multiprocess is a copy: managers of either ask for it.
     twin_process.current_process().authkey = preparation.pop("twin_authkey")
+    if (method := preparation.pop("twin_start_method")) is not None:
+        multiprocessing.set_start_method(method, force=True)
     spawn.prepare(preparation)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _make_main(spec: str | None, package: str | None, file: str | None) -> None:
+    """Make a `__main__` that is the caller's by name, and empty.
+
+    What it defines comes with the calls. Functions in it import by these names, and processes that
+    the rank starts find the program by them.
+    """
+    main = sys.modules["__main__"] = sys.modules["__mp_main__"] = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    main.__package__ = package
+    if spec is not None:
+        main.__spec__ = importlib.machinery.ModuleSpec(spec, None, origin=file)
+    if file is not None:
+        main.__file__ = os.path.abspath(file)
 
 
 def _serve(channel: Channel, began: float) -> None:

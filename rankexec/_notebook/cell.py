@@ -7,13 +7,13 @@ import ast
 import builtins
 import linecache
 import os
-import sys
 import types
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from rankexec._gang.main import main_namespace
 from rankexec._gang.sets import Sets
 from rankexec._notebook.reach import names_assigned, names_read_and_set
 from rankexec._notebook.shown import Collector, Display, collected, silenced
@@ -73,7 +73,7 @@ def run_source(source: Source) -> Any:
     """Run a cell in this process's `__main__`; return its last expression's value."""
     source.add_lines()
     body, last, _, _ = source.compile()
-    namespace = vars(sys.modules["__main__"])
+    namespace = main_namespace()
     exec(body, namespace)  # noqa: S102  # the user's own cell
     return None if last is None else eval(last, namespace)  # noqa: S307  # the same
 
@@ -187,7 +187,7 @@ def _in_child(source: Source, asked: Asked, _reached: types.FunctionType | None)
     source.add_lines()
     if not hasattr(builtins, "display"):  # IPython has it there
         setattr(builtins, "display", _display)  # noqa: B010  # no such name in its types
-    return Cell(source, asked, vars(sys.modules["__main__"])).run_in_child
+    return Cell(source, asked, main_namespace()).run_in_child
 
 
 def _display(*objects: Any, **options: Any) -> Any:
