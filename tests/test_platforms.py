@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os  # noqa: F401  # conditions of marks use it
 import subprocess
 import sys
 
@@ -179,8 +181,75 @@ def test_windows_caller_killed(tmp_path):
     wait_until(lambda: not any(is_running(pid) for pid in ranks), "the ranks' end")
 
 
+REFUSED = {
+    "pidfd_open": (434, None),
+    "memfd_create": (319, None),
+    "the death of a parent": (157, 1),  # prctl, by its first argument
+    "subreapers": (157, 36),
+    "huge pages": (28, None),  # madvise
+}
+"""System calls of x86-64; of none other, as its numbers are other ones."""
+
+AS_EVER = """
+import os
+from rankexec import RankedExecutor
+
+def seat(data):
+    return os.environ["RANK"], len(data)
+
+for caller_rank in (0, None):
+    with RankedExecutor(2, gather=True, caller_rank=caller_rank) as executor:
+        print(executor.submit(seat, b"x" * 2**21).result())
+        print(repr(executor.submit(divmod, 1, 0).exception()))
+"""
+
+
+@pytest.mark.skipif("os.uname().machine != 'x86_64'", reason="system calls have other numbers")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", REFUSED)
+def test_a_call_that_the_kernel_refuses(tmp_path, call, number):
+    """Python has the function, and it fails: gangs do without."""
+    refuse = f"import refused_calls\nrefused_calls.refuse({REFUSED[call]}, {number})\n"
+    seats = [("0", 2**21), ("1", 2**21)]
+    error = ZeroDivisionError("integer division or modulo by zero")
+    assert run_script(tmp_path, refuse + AS_EVER) == f"{seats}\n{error!r}\n" * 2
+
+
 @pytest.mark.skipif("sys.platform != 'linux'", reason="acts it out by taking Linux's calls away")
 def test_without_linux_calls(tmp_path):
     """Without memfd and pidfd gangs work, large arguments travel, and failures end them."""
     printed = run_script(tmp_path, WITHOUT + NO_LINUX)
     assert printed == "[360000000, 360000000]\nZeroDivisionError('division by zero')\n"
+
+
+WRITES_IN_C = """
+import ctypes, os, sys
+from rankexec import RankedExecutor
+
+c = ctypes.CDLL(None)
+
+def write():
+    if os.environ["RANK"] == "0":
+        c.dprintf(1, b"from C to 1")
+        c.dprintf(2, b"from C to 2")
+    return int(os.environ["RANK"])
+
+found = []
+for caller_rank in (0, None):
+    with RankedExecutor(2, gather=True, caller_rank=caller_rank, output="caller") as executor:
+        found.append(executor.submit(write).result())
+        for descriptor in (0, 1, 2):
+            os.close(descriptor)
+        c.dprintf(2, b"from C to 2")
+        found.append(executor.submit(write).result())
+open(sys.argv[1], "w").write(repr(found))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ""])
+def test_closed_standard_streams(tmp_path, closed):
+    """What C code writes there, in a daemon for instance, goes into no socket of ours."""
+    (tmp_path / "script.py").write_text(WRITES_IN_C)
+    shell = ["bash", "-c", f'exec "$0" script.py found {closed}', sys.executable]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, timeout=100, check=False)
+    assert (tmp_path / "found").read_text() == repr([[0, 1]] * 4), done.stderr

@@ -8,6 +8,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -199,10 +200,11 @@ def _in_file(parts: list[memoryview]) -> Packed:
 
 
 def _unnamed_file() -> int:
-    if hasattr(os, "memfd_create"):
+    try:
         return os.memfd_create("rankexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+    except (AttributeError, OSError):  # not Linux; a kernel, or a seccomp profile, without it
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
 
 
 def _seal(fd: int) -> None:
@@ -210,4 +212,5 @@ def _seal(fd: int) -> None:
         import fcntl
 
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        with suppress(OSError):  # it is a file on a disk, see above
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

@@ -12,7 +12,16 @@ import sys
 
 from rankexec._gang.sockets import close_all, quiet, receive_files, send_files
 
-__all__ = ("DESCRIPTORS", "close_all", "joined", "offers_socket", "receive_ends", "send_ends")
+__all__ = (
+    "DESCRIPTORS",
+    "close_all",
+    "hold_standard",
+    "joined",
+    "offers_socket",
+    "pidfd",
+    "receive_ends",
+    "send_ends",
+)
 
 DESCRIPTORS = 5
 _KEY_BYTES = 64
@@ -75,3 +84,27 @@ def receive_ends(own: socket.socket) -> tuple[int, list[int]] | None:
             close_all(ends)
     except OSError:  # nothing is there
         return None
+
+
+def pidfd(pid: int) -> int:
+    """Return a descriptor that tells of a process's end; -1 if the kernel has no such.
+
+    The function may be there and fail: before Linux 5.3, under gVisor, in containers whose seccomp
+    profile does not know the call.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def hold_standard() -> None:
+    """Have 0, 1 and 2 open: else C code that prints would write into the next socket of ours.
+
+    A daemon may have closed them, and Python's own streams are None then.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one

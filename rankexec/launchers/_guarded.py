@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from rankexec.launchers._command import command_for
-from rankexec.launchers._ends import close_all, offers_socket, receive_ends
+from rankexec.launchers._ends import close_all, offers_socket, pidfd, receive_ends
 
 __all__ = ("GUARDIANS", "Guardian")
 
@@ -46,7 +46,7 @@ class Guardian:
             self._offered, offers = offers_socket()
             ours.callback(self._offered.close)
             theirs.callback(offers.close)
-            caller = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
+            caller = pidfd(os.getpid())
             theirs.callback(close_all, [caller])
             fds = [control.fileno(), caller, self._offered.fileno(), offers.fileno()]
             self._process = subprocess.Popen(

@@ -18,6 +18,7 @@ from rankexec._gang.restore import base_environment
 from rankexec._gang.sockets import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx
 from rankexec.launchers import Child
+from rankexec.launchers._ends import hold_standard
 from rankexec.launchers._guarded import GUARDIANS, Guardian
 
 __all__ = ("LocalLauncher",)
@@ -77,6 +78,7 @@ class LocalLauncher:
 
     def lease(self, preload: Sequence[str] = ()) -> None:
         """Start the guardian in the background, if there is none yet."""
+        hold_standard()
         with self._lock:
             self._leases += 1
         GUARDIANS.lease()
