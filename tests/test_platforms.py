@@ -226,12 +226,10 @@ WRITES_IN_C = """
 import ctypes, os, sys
 from rankexec import RankedExecutor
 
-c = ctypes.CDLL(None)
-
 def write():
     if os.environ["RANK"] == "0":
-        c.dprintf(1, b"from C to 1")
-        c.dprintf(2, b"from C to 2")
+        for descriptor in (1, 2):
+            ctypes.CDLL(None).dprintf(descriptor, b"from C")
     return int(os.environ["RANK"])
 
 found = []
@@ -240,7 +238,7 @@ for caller_rank in (0, None):
         found.append(executor.submit(write).result())
         for descriptor in (0, 1, 2):
             os.close(descriptor)
-        c.dprintf(2, b"from C to 2")
+        ctypes.CDLL(None).dprintf(2, b"from C")
         found.append(executor.submit(write).result())
 open(sys.argv[1], "w").write(repr(found))
 """
