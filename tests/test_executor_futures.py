@@ -340,13 +340,13 @@ def test_ranks_of_a_gang_that_never_began(make_executor) -> None:
 @with_children_only
 def test_gang_that_is_over_before_submit_returns(make_executor, monkeypatch) -> None:
     """The thread that submits may be the slower one."""
-    run_apart = Shared.run_apart
+    run_apart = Shared._run_apart
 
     def run_to_the_end(shared: Shared, job: Job) -> None:
         run_apart(shared, job)
         wait_until(lambda: not hasattr(job, "future"), "nothing of ours holds it")
 
-    monkeypatch.setattr(Shared, "run_apart", run_to_the_end)
+    monkeypatch.setattr(Shared, "_run_apart", run_to_the_end)
     assert make_executor(2).submit(ranked_functions.returning, 5).result() == 5
 
 

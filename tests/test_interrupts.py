@@ -201,6 +201,54 @@ def test_swallowed_ctrl_c_comes_out_of_submit(interrupted):
     assert (out, err) == (INTERRUPTED, "")
 
 
+SAVES = """\
+def work():
+    mark(marks)
+    try:
+        {fails}
+    finally:
+        if os.environ["RANK"] == "0":
+            open("saving", "w").close()
+            for part in range(5):
+                time.sleep({seconds})
+                open(f"part{{part}}", "w").close()
+
+with RankedExecutor({ranks}) as executor, executor.session() as session:
+    try:
+        {runs}.submit(work).result()
+    except BaseException as error:
+        print(type(error).__name__, sum(name.startswith("part") for name in os.listdir()))
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("runs", "seconds"), [("executor", 0.4), ("session", 0.1)])
+def test_what_the_function_does_at_its_end(interrupted, runs, seconds, ranks):
+    """A checkpoint that it saves in its `finally`, say, is whole: one Ctrl-C is one exception."""
+    body = SAVES.format(fails="hang()", seconds=seconds, ranks=ranks, runs=runs)
+    assert interrupted(body, count=ranks) == ("KeyboardInterrupt 5\n", "")
+
+
+def test_what_the_function_does_when_another_rank_fails(tmp_path):
+    """The same."""
+    fails = "hang() if os.environ['RANK'] == '0' else 1 / 0"
+    body = SAVES.format(fails=fails, seconds=0.4, ranks=2, runs="executor")
+    with running_script(tmp_path, Marks(tmp_path / "marks"), body) as script:
+        assert script.communicate(timeout=60) == ("ZeroDivisionError 5\n", "")
+
+
+def test_a_second_ctrl_c(tmp_path):
+    """It ends also what the function does at its end."""
+    body = SAVES.format(fails="hang()", seconds=600, ranks=2, runs="executor")
+    marks = Marks(tmp_path / "marks")
+    with running_script(tmp_path, marks, body) as script:
+        wait_until(lambda: len(marks.names()) == 2)
+        script.send_signal(signal.SIGINT)
+        wait_until((tmp_path / "saving").exists)
+        script.send_signal(signal.SIGINT)
+        assert script.communicate(timeout=60) == ("KeyboardInterrupt 0\n", "")
+
+
 def test_many_ctrl_c(tmp_path):
     """Pressed again and again while the gang is ended, it tears nothing apart."""
     body = textwrap.dedent("""\

@@ -25,7 +25,11 @@ class Pipe:
         self.lines = []
         os.set_blocking(reader, False)
         source = open(reader, "rb", buffering=0)  # noqa: SIM115  # closed by the reader
-        self.reader = OutputReader(source, "stdout", lambda *line: self.lines.append(line))
+        self.reader = OutputReader(source, "stdout", self.take_line)
+
+    def take_line(self, stream, line, end="\n"):
+        """Be the sink."""
+        self.lines.append((stream, line))
 
     def print(self, data):
         """Write as the rank would, and read."""
@@ -95,11 +99,31 @@ def test_carriage_returns(pipe):
 def test_a_huge_line(pipe):
     """It is passed on in parts: nobody hoards what never ends. Nothing is lost."""
     parts = []
-    for _ in range(10):
+    for _ in range(100):
         parts += pipe.print(b"x" * 30_000)
     parts += pipe.print(b"\n")
-    assert "".join(parts) == "x" * 300_000
+    assert "".join(parts) == "x" * 3_000_000
     assert 1 < len(parts) < 10
+
+
+def test_a_bar_that_is_redrawn(pipe):
+    """Its last state is shown from time to time."""
+    parts = []
+    for step in range(10_000):
+        parts += pipe.print(b"\r%10d" % step)
+    assert 0 < len(parts) < 5
+    assert parts[0].strip().isdecimal()
+
+
+def test_a_huge_line_in_a_log(pipe, tmp_path):
+    """There its parts are one line again, whatever characters it is of."""
+    text = "\N{EURO SIGN}\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 700_000
+    with ExitStack() as stack:
+        pipe.reader.sink = sink_for(2, tmp_path, stack)
+        data = text.encode() + b"\n"
+        for begin in range(0, len(data), 50_000):
+            pipe.print(data[begin : begin + 50_000])
+    assert (tmp_path / "rank2.log").read_text() == f"{text}\n"
 
 
 def test_invalid_utf_8(pipe):

@@ -43,6 +43,7 @@ LAYERS = """
     _gang.naming                _gang.owned
     _gang.wire                  _gang.caller        _settings           _future
     _gang.replay                _gang.outcomes      _gang.restore       _gang.arrived
+    _gang.interrupts
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
     _gang.arrays                _gang.storages
@@ -51,7 +52,7 @@ LAYERS = """
     _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.namespace             _gang.deep          _gang.identity
-    _gang.interrupts            _checks             _slots              _gang.finish
+    _checks             _slots              _gang.finish
     _gang.modules
     _gang.descriptors           _gang.mappings      _gang.call          _gang.line
     _gang.main

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +28,11 @@ __all__ = ("BREAK_SECONDS", "CUT_OFF_AFTER_SECONDS", "Breakable", "GangEnded")
 
 BREAK_SECONDS = 0.2
 """How long to wait for a rank to break off before the next means."""
+GRACE_SECONDS = 5.0
+"""How long the user's `except` and `finally` may take, when they have been told, before they are
+broken off as well: a function may catch the first one and go on."""
+GRACE_IN_SESSION_SECONDS = 1.0
+"""The same in a session, whose ranks are ended when they have not left in twice that time."""
 CUT_OFF_AFTER_SECONDS = 0.05
 """How long before its sockets are shut: in the first milliseconds a store's client would take a
 connection that is shut for a server that is not there yet, and wait before it tries again."""
@@ -55,6 +62,8 @@ class Breakable:
         self._spared_sockets: set[int] = set()
         self._break_signal: int | None = None
         self._abort: Callable[[], None] | None = None
+        self._grace = GRACE_SECONDS if own_sockets is None else GRACE_IN_SESSION_SECONDS
+        self._sent_at = self._told_at = -math.inf
 
     @contextmanager
     def standing(self, context: AbstractContextManager[Any]) -> Iterator[None]:
@@ -63,7 +72,7 @@ class Breakable:
         self._abort = getattr(context, "caller_abort", None)
         own = self._own_sockets
         self._spared_sockets = open_sockets().keys() - (own or ())
-        with self._break_handler(), _unnoticed():
+        with self._break_handler(), _unnoticed(self.insist):
             try:
                 yield
             finally:
@@ -96,18 +105,36 @@ class Breakable:
         """
         with self._lock:
             self._broken = True
-            if not self._inside:
+            if not self._inside or self.cleans_up() or self._is_spared(self._sent_at):
                 return
             if self._break_signal is not None:
                 signal.pthread_kill(self._thread, self._break_signal)
             else:  # another thread; or the user has taken every signal that would do
+                self._sent_at = time.monotonic()  # that it has come nobody can know
                 _set_async_exc(self._thread, GangEnded)
+
+    def told(self) -> None:
+        """Note that the end of the call has just been raised in the user's code."""
+        self._told_at = time.monotonic()
+
+    def cleans_up(self) -> bool:
+        """Return whether the user's code has been told, and has time left."""
+        return self._is_spared(self._told_at)
+
+    def insist(self) -> None:
+        """Give it no more time: what was raised was lost, or the user asks for the second time."""
+        self._sent_at = self._told_at = -math.inf
+
+    def _is_spared(self, since: float) -> bool:
+        return time.monotonic() - since < self._grace
 
     def cut_off(self) -> None:
         """Have the context abort, and end what this rank's sockets are connected to, or wait for.
 
         That frees it from a rendezvous, or from a peer that has gone silent.
         """
+        if self.cleans_up():
+            return
         self._cut_sockets()
         abort, self._abort = self._abort, None
         if abort is None:
@@ -179,16 +206,19 @@ class Breakable:
             set_handler(number, previous)
 
     def _on_break(self, _number: int, _frame: FrameType | None) -> None:
-        if self._inside:  # it may arrive late
+        if self._inside and not self.cleans_up():  # it may arrive late
+            self.told()
             raise GangEnded
 
 
 @contextmanager
-def _unnoticed() -> Iterator[None]:
-    """Say nothing where `GangEnded` was raised in a `__del__` and lost: it comes again."""
+def _unnoticed(lost: Callable[[], None]) -> Iterator[None]:
+    """Call `lost`, and say nothing, where `GangEnded` was raised in a `__del__`: it comes again."""
     previous = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type in (GangEnded, KeyboardInterrupt):
+            lost()
         if unraisable.exc_type is not GangEnded:
             previous(unraisable)
 

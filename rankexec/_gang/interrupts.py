@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rankexec._gang.breaking import Breakable
 from rankexec._gang.deferred import Holding
 from rankexec._gang.handlers import get_handler, is_common, set_handler
 
@@ -35,6 +36,9 @@ class Interrupts(Holding):
         """Readable when a signal has come; None if the handler does not stand."""
         self.came = False
         """Whether SIGINT has come, raised meanwhile or not."""
+        self.rank: Breakable | None = None
+        """Whose code it is raised in."""
+        self._heard = 0
         self._previous_fd = -1
 
     @contextmanager
@@ -64,6 +68,9 @@ class Interrupts(Holding):
         except BlockingIOError:
             return False
         ours = bytes([signal.SIGINT])
+        self._heard += numbers.count(ours)
+        if self._heard > 1 and self.rank is not None:
+            self.rank.insist()
         others = numbers.replace(ours, b"")
         if others and self._previous_fd >= 0:
             with contextlib.suppress(OSError):  # its reader is behind; it has been woken
@@ -74,6 +81,12 @@ class Interrupts(Holding):
         __tracebackhide__ = True
         self.came = True
         super().note()
+
+    def check(self) -> None:
+        __tracebackhide__ = True
+        if self.pending and self.rank is not None:
+            self.rank.told()
+        super().check()
 
     def raise_if_came(self) -> None:
         """Raise KeyboardInterrupt if one has come: what it has broken off may have swallowed it."""

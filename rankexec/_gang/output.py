@@ -6,8 +6,8 @@ import contextlib
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
 from io import RawIOBase
+from typing import Protocol
 
 from rankexec._gang import streams
 
@@ -15,8 +15,14 @@ __all__ = ("OutputReader", "Sink", "flush", "warn")
 
 TAIL_LINES = 20
 _CHUNK = 64 * 1024
-Sink = Callable[[str, str], None]
-"""Takes the name of a stream ("stdout", "stderr") and one line without its end."""
+LONGEST = 1024 * 1024
+"""Bytes of a line without an end that are held back; of one that is redrawn, a chunk."""
+
+
+class Sink(Protocol):
+    """Takes the name of a stream ("stdout", "stderr"), a line, and its end: "" if more follows."""
+
+    def __call__(self, stream: str, line: str, end: str = "\n") -> None: ...
 
 
 class OutputReader:
@@ -26,7 +32,7 @@ class OutputReader:
         self._source = source
         self._stream = stream
         self.sink = sink
-        self._partial = b""
+        self._partial = bytearray()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     def fileno(self) -> int:
@@ -47,15 +53,15 @@ class OutputReader:
 
     def tail(self) -> str:
         """Return the last lines, for an error message."""
-        rest = [self._text(self._partial)] if self._partial else []
+        rest = [self._text(bytes(self._partial))] if self._partial else []
         return "\n".join([*self._tail, *rest][-TAIL_LINES:])
 
     def finish(self) -> None:
         """Pass on what is there, and a last line that has no end."""
         self.drain()
         if self._partial:
-            self._line(self._partial)
-            self._partial = b""
+            self._line(bytes(self._partial))
+            self._partial.clear()
 
     def close(self) -> None:
         """Pass on the rest and close the pipe."""
@@ -63,22 +69,41 @@ class OutputReader:
         self._source.close()
 
     def _feed(self, data: bytes) -> None:
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in lines:
-            self._line(line)
-        if len(self._partial) > _CHUNK:  # no end of line in sight: do not hoard it
-            self._line(self._partial)
-            self._partial = b""
+        first, *others = data.split(b"\n")
+        self._partial += first
+        if others:
+            *lines, rest = others
+            for line in (bytes(self._partial), *lines):
+                self._line(line)
+            self._partial = bytearray(rest)
+        redrawn = b"\r" in data and len(self._partial) > _CHUNK
+        if redrawn or len(self._partial) > LONGEST:  # do not hoard it
+            at = _last_character(self._partial)
+            self._line(bytes(self._partial[:at]), "")
+            del self._partial[:at]
 
-    def _line(self, raw: bytes) -> None:
+    def _line(self, raw: bytes, end: str = "\n") -> None:
         line = self._text(raw)
         self._tail.append(line)
-        self.sink(self._stream, line)
+        self.sink(self._stream, line, end)
 
     @staticmethod
     def _text(raw: bytes) -> str:
         # A progress bar redraws its line with carriage returns; its last state is the line.
         return raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
+
+
+def _last_character(data: bytearray) -> int:
+    """Return where the last character begins, of which more bytes may be on their way."""
+    at = len(data) - 1
+    while at > max(0, len(data) - _CHARACTER) and data[at] in _CONTINUES:
+        at -= 1
+    return at
+
+
+_CHARACTER = 4
+_CONTINUES = range(0x80, 0xC0)
+"""In UTF-8, the most bytes of one, and those that are not its first."""
 
 
 def flush() -> None:

@@ -53,6 +53,8 @@ def free(
         if loop.run(left, time.monotonic() + BREAK_SECONDS):
             return
         rank.break_out()
+        if rank.cleans_up():
+            began = time.monotonic()
         stuck = time.monotonic() - began > STUCK_SECONDS
         if stuck and not warned:
             warned = True

@@ -144,6 +144,7 @@ def conduct_here(job: Job, interrupts: Interrupts) -> Gang:
     failure: BaseException | None = None
     try:
         part = job.processes.prepare(job)
+        interrupts.rank = part.rank
         gang = _start(job, part, interrupts)
         job.future._is_of(gang)  # another thread may cancel it
         gang.go.wait()

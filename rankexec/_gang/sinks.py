@@ -28,16 +28,20 @@ def sink_for(
     if isinstance(output, os.PathLike):
         log = _Log(os.path.join(output, f"rank{rank}.log"))
         stack.callback(log.close)
-        return _going_on(rank, lambda _stream: log.path, lambda _, line: log.write(line))
+        return _going_on(rank, lambda _stream: log.path, log.write)
     if output == "caller" or (output != "all" and rank not in output):
-        return lambda _stream, _line: None
+        return _nowhere
     return _prefixed(rank, f"[rank {rank}] " if prefix is None else prefix)
+
+
+def _nowhere(stream: str, line: str, end: str = "\n") -> None:
+    pass
 
 
 def _prefixed(rank: int, prefix: str) -> Sink:
     patience = {"stdout": _PATIENCE_SECONDS, "stderr": _PATIENCE_SECONDS}
 
-    def write(stream: str, line: str) -> None:
+    def write(stream: str, line: str, end: str = "\n") -> None:  # noqa: ARG001  # a Sink
         target = getattr(sys, stream, None)
         if target is None:
             return
@@ -52,9 +56,9 @@ def _going_on(rank: int, name_of: Callable[[str], str], write: Sink) -> Sink:
     """Return a sink that tries every line, and warns of those that are lost, once a stream."""
     warned = set()
 
-    def sink(stream: str, line: str) -> None:
+    def sink(stream: str, line: str, end: str = "\n") -> None:
         try:
-            write(stream, line)
+            write(stream, line, end)
         except Exception as error:  # the user's stream: it may be closed, or anything at all
             name = name_of(stream)
             if name not in warned:
@@ -74,11 +78,11 @@ class _Log:
         self.path = path
         self._file = self._open()
 
-    def write(self, line: str) -> None:
+    def write(self, stream: str, line: str, end: str = "\n") -> None:  # noqa: ARG002  # a Sink
         if os.fstat(self._file.fileno()).st_nlink == 0:
             removed, self._file = self._file, self._open()
             removed.close()
-        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        data = f"{line}{end}".encode("utf-8", "backslashreplace")
         while data:
             data = data[self._file.write(data) :]
 
