@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import contextvars
+import fcntl
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -303,3 +307,53 @@ def test_output_of_a_failure(make_executor, capsys) -> None:
     with pytest.raises(ValueError, match="gave up"):
         make_executor(2).submit(fail).result()
     assert capsys.readouterr().out == "[rank 1] last words\n"
+
+
+UNREAD = """\
+import os, sys, time
+from rankexec import GangTimeout, RankedExecutor
+
+def work():
+    if os.environ["RANK"] == "1":
+        for i in range(100_000):
+            print("x" * 200, i)
+    time.sleep(600)
+
+options = eval(sys.argv[1])
+runs = RankedExecutor(2, **options)
+if sys.argv[2] == "session":
+    runs = runs.session()
+try:
+    runs.submit(work).result()
+except (KeyboardInterrupt, GangTimeout) as error:
+    print(type(error).__name__, file=sys.stderr)
+    os._exit(0)  # what Python's own stdout holds will never be written
+"""
+
+
+@pytest.mark.parametrize("runs", ["executor", "session"])
+@pytest.mark.parametrize("mode", [{"caller_rank": 0}, {"caller_rank": None}], ids=str)
+@pytest.mark.parametrize("end", ["Ctrl-C", "timeout"])
+def test_a_stdout_that_nobody_reads(tmp_path, runs, mode, end) -> None:
+    """`| less`, a terminal that stands still: lines wait; Ctrl-C and the time limit do not."""
+    (tmp_path / "script.py").write_text(UNREAD)
+    options = {**mode, "timeout": 3.0 if end == "timeout" else None}
+    reader, writer = os.pipe()
+    command = [sys.executable, "script.py", repr(options), runs]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True
+    ) as script:
+        os.close(writer)
+        wait_until(lambda: is_full(reader), "the pipe is full")
+        if end == "Ctrl-C":
+            script.send_signal(signal.SIGINT)
+        said = script.communicate(timeout=60)[1]
+    os.close(reader)
+    assert said.splitlines()[-1] == ("KeyboardInterrupt" if end == "Ctrl-C" else "GangTimeout")
+
+
+def is_full(reader: int) -> bool:
+    """Return whether a pipe holds as much as it can, but for a line."""
+    size = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, size)
+    return size[0] > fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ) - 8192

@@ -24,8 +24,20 @@ TERMINATE_SECONDS = 30.0
 """How long ranks that were sent SIGTERM may take to end, before they are killed; as torchrun's."""
 
 
+LOOK_SECONDS = 0.25
+"""How often a gang's time limit is looked at while nobody reads the caller's output."""
+
+
 class Hears(Protocol):
-    """The gang whose call the crew runs."""
+    """The gang whose call the crew runs.
+
+    Attributes:
+        verdict: why it is ended, if it is.
+        deadline: when it has to be over (monotonic).
+    """
+
+    verdict: BaseException | None
+    deadline: float | None
 
     def on_message(self, member: Member, kind: str, details: Any, packed: Packed | None) -> None:
         """Take a rank's message."""
@@ -50,7 +62,7 @@ class Crew:
         """Yield each child, ready to be sent the plan's call; start them with the first."""
         if self.members:
             for rank, member in self.members.items():
-                member.serve(plan.infos[rank], plan.output)
+                member.serve(plan.infos[rank], plan.output, self._takes)
                 yield member
             return
         seats = [seat for seat in plan.seats if seat.rank != plan.caller_rank]
@@ -63,7 +75,7 @@ class Crew:
             self.loop.watch(child, partial(self._on_news, member))
             for reader in (member.stdout, member.stderr):
                 self.loop.watch(reader, partial(self._on_output, reader))
-            member.serve(plan.infos[seat.rank], plan.output)
+            member.serve(plan.infos[seat.rank], plan.output, self._takes)
             yield member
 
     def has_lost(self) -> bool:
@@ -122,6 +134,20 @@ class Crew:
             reap.warn_late(self.loop, self.members, limit)
             self.kill()
         reap.reap(self.loop, self.members)
+
+    def _takes(self, descriptor: int, limit: float) -> bool:
+        """Wait for the reader of the caller's own output: while a gang runs, until that is to end.
+
+        A gang that is ended by now waits as long as the last rank's output may take: `limit`.
+        """
+        while True:
+            until, gang = limit, self.gang
+            if gang is not None and gang.verdict is None and not self._killed:
+                until = math.inf if gang.deadline is None else gang.deadline
+            if self.loop.takes(descriptor, min(until, time.monotonic() + LOOK_SECONDS)):
+                return True
+            if time.monotonic() >= until:
+                return False
 
     def _on_output(self, reader: OutputReader) -> None:
         if not reader.drain():

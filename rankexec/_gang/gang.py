@@ -67,7 +67,7 @@ class Gang:
         self._interrupts = interrupts
         self._rank = rank
         self._outcomes = Outcomes(len(plan.seats))
-        self._deadline = None if plan.timeout is None else time.monotonic() + plan.timeout
+        self.deadline = None if plan.timeout is None else time.monotonic() + plan.timeout
 
     # --- for other threads ---
 
@@ -127,7 +127,7 @@ class Gang:
     def _start(self) -> None:
         plan, self.crew.gang = self._plan, self
         if self._interrupts.reader is not None:
-            self._loop.watch(self._interrupts.reader, self._on_interrupt)
+            self._loop.watch(self._interrupts.reader, self._on_interrupt, urgent=True)
         for member in self.crew.serve(plan):
             seat = plan.seats[member.info.rank]
             wants_value = plan.gather or seat.rank == 0
@@ -147,9 +147,9 @@ class Gang:
         while not (until() or self._over()):
             stopping = self.crew.is_stopping()
             settled_at = self.crew.kill_at if stopping else self._outcomes.settled_at()
-            limits = [t for t in (self._deadline, settled_at) if t is not None]
+            limits = [t for t in (self.deadline, settled_at) if t is not None]
             self._loop.handle(min(limits, default=None))
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+            if self.deadline is not None and time.monotonic() >= self.deadline:
                 self._give_verdict(GangTimeout(self._plan.timeout or 0.0, {}))
 
     def _over(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import select
 import selectors
 import socket
 import time
@@ -32,7 +33,8 @@ class Loop:
             raise
         for end in (self._awake, self._waker):
             quiet(end).setblocking(False)
-        self.watch(self._awake, self._on_wake)
+        self._urgent: set[Any] = set()
+        self.watch(self._awake, self._on_wake, urgent=True)
 
     def tell(self, callback: Callback) -> None:
         """Have the loop call `callback`; returns at once. After `close` nothing happens."""
@@ -40,12 +42,18 @@ class Loop:
         with suppress(OSError):  # full: it is awake anyway; closed: it is over
             self._waker.send(b".", NO_SIGNAL)
 
-    def watch(self, what: Any, callback: Callback) -> None:
-        """Call back whenever `what` (a descriptor, or something with one) is readable."""
+    def watch(self, what: Any, callback: Callback, *, urgent: bool = False) -> None:
+        """Call back whenever `what` (a descriptor, or something with one) is readable.
+
+        What is `urgent` is also heard while something is written.
+        """
         self._selector.register(what, selectors.EVENT_READ, callback)
+        if urgent:
+            self._urgent.add(what)
 
     def ignore(self, what: Any) -> None:
         """Watch it no longer; it may be unknown."""
+        self._urgent.discard(what)
         with suppress(KeyError, ValueError):
             self._selector.unregister(what)
 
@@ -59,6 +67,23 @@ class Loop:
         for key, _ in self._selector.select(wait):
             if self.watches(key.fileobj):  # an earlier one of this round may have ended that
                 key.data()
+
+    def takes(self, descriptor: int, limit: float) -> bool:
+        """Wait until a descriptor can be written to, and handle only what is urgent meanwhile.
+
+        Returns whether it can, at the latest at the limit, or when something urgent has come.
+        """
+        poll, callbacks = select.poll(), {}
+        poll.register(descriptor, select.POLLOUT)
+        for what in self._urgent:
+            key = self._selector.get_key(what)
+            callbacks[key.fd] = key.data
+            poll.register(key.fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(max(0.0, limit - time.monotonic()) * 1000)]
+        for fd in ready:
+            if fd in callbacks:
+                callbacks[fd]()
+        return descriptor in ready
 
     def run(self, until: Callable[[], bool], limit: float) -> bool:
         """Handle what happens until `until`, at most until `limit`. Returns whether it came."""

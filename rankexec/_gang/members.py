@@ -9,6 +9,7 @@ from typing import Any
 from rankexec._gang.call import Raised, RankInfo
 from rankexec._gang.output import OutputReader
 from rankexec._gang.sinks import sink_for
+from rankexec._gang.streams import Wait
 from rankexec._gang.wire import Packed, unpack
 from rankexec.launchers import Child, Ended
 
@@ -37,14 +38,14 @@ class Member:
         self.stdout = OutputReader(child.stdout, "stdout", nowhere)
         self.stderr = OutputReader(child.stderr, "stderr", nowhere)
 
-    def serve(self, info: RankInfo, output: Any) -> None:
+    def serve(self, info: RankInfo, output: Any, wait: Wait) -> None:
         """Begin a call. Raises OSError if a file for the output cannot be made."""
         info.pid, info.started = self.info.pid, self.info.started
         self.info = info
         self.ready = False
         self.stacks = b""
         self._closing.close()
-        sink = sink_for(info.rank, output, self._closing, self._prefix)
+        sink = sink_for(info.rank, output, self._closing, self._prefix, wait)
         self.stdout.sink = self.stderr.sink = sink
 
     def send(self, kind: str, details: Any = None, packed: Packed | None = None) -> None:

@@ -117,7 +117,12 @@ def flush() -> None:
 
 
 def warn(message: str) -> None:
-    """Warn; where warnings are errors, print: a gang must be ended whatever the filters say."""
+    """Warn; where warnings are errors, print: a gang must be ended whatever the filters say.
+
+    Nothing is said where nobody reads it: the gang would wait for a reader.
+    """
+    if streams.is_stalled(sys.stderr):
+        return
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1)
     except Exception:  # also the user's own `showwarning`, or a stderr that is closed

@@ -12,17 +12,21 @@ from collections.abc import Callable
 from typing import Any
 
 from rankexec._gang.output import Sink, warn
-from rankexec._gang.streams import put
+from rankexec._gang.streams import Wait, put, wait_until
 
 __all__ = ("sink_for",)
 
 _PATIENCE_SECONDS = 1.0
-"""How long lines wait for the reader of a full pipe that does not wait itself. Meanwhile the
-supervising thread hears nothing; so who has not read in that time is not waited for again."""
+"""How long lines wait for the reader of a full pipe while no gang runs, or one is ended. Who has
+not read in that time is not waited for again."""
 
 
 def sink_for(
-    rank: int, output: Any, stack: contextlib.ExitStack, prefix: str | None = None
+    rank: int,
+    output: Any,
+    stack: contextlib.ExitStack,
+    prefix: str | None = None,
+    wait: Wait = wait_until,
 ) -> Sink:
     """Return where the lines of a child go: `output` as RankedExecutor takes it."""
     if isinstance(output, os.PathLike):
@@ -31,14 +35,14 @@ def sink_for(
         return _going_on(rank, lambda _stream: log.path, log.write)
     if output == "caller" or (output != "all" and rank not in output):
         return _nowhere
-    return _prefixed(rank, f"[rank {rank}] " if prefix is None else prefix)
+    return _prefixed(rank, f"[rank {rank}] " if prefix is None else prefix, wait)
 
 
 def _nowhere(stream: str, line: str, end: str = "\n") -> None:
     pass
 
 
-def _prefixed(rank: int, prefix: str) -> Sink:
+def _prefixed(rank: int, prefix: str, wait: Wait) -> Sink:
     patience = {"stdout": _PATIENCE_SECONDS, "stderr": _PATIENCE_SECONDS}
 
     def write(stream: str, line: str, end: str = "\n") -> None:  # noqa: ARG001  # a Sink
@@ -46,7 +50,7 @@ def _prefixed(rank: int, prefix: str) -> Sink:
         if target is None:
             return
         seconds, patience[stream] = patience[stream], 0.0
-        put(target, f"{prefix}{line}\n", seconds)
+        put(target, f"{prefix}{line}\n", seconds, wait)
         patience[stream] = _PATIENCE_SECONDS
 
     return _going_on(rank, "sys.{}".format, write)
