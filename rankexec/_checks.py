@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from rankexec._gang.call import inside_rank
@@ -25,9 +26,14 @@ T = TypeVar("T")
 
 
 def check_callable(fn: Any) -> None:
-    """Raise TypeError unless `fn` can be called."""
+    """Raise TypeError unless `fn` can be called, and that is all there is to do."""
     if not callable(fn):
         raise TypeError(f"fn takes a callable, got {fn!r}")
+    if iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__):
+        raise TypeError(
+            f"fn takes a callable that returns when its work is done; {fn!r} is `async` and returns a "
+            f"coroutine, which nothing would run: submit(lambda: asyncio.run(main()))"
+        )
 
 
 def check_count(name: str, value: Any) -> None:

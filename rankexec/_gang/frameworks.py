@@ -111,6 +111,7 @@ def held(own: Kept) -> Iterator[None]:
 
 def _places() -> Iterator[_Place]:
     """Yield where the libraries that are imported now keep things."""
+    yield from _torch()
     yield from _accelerate()
     yield from _transformers()
     yield from _fastai()
@@ -123,6 +124,27 @@ def _found(module: str, *names: str) -> Iterator[tuple[str, Any]]:
         value = getattr(sys.modules.get(module), name, None)
         if value is not None:
             yield name, value
+
+
+def _torch() -> Iterator[_Place]:
+    """Yield torch's debug level, read from the environment when it was imported.
+
+    With another one on each rank they run different collectives, and wait for each other.
+    """
+    for _, levels in _found("torch.distributed", "DebugLevel"):
+        wanted = os.environ.get("TORCH_DISTRIBUTED_DEBUG", "OFF").upper()
+        level = getattr(levels, wanted, levels.OFF)
+        yield _Place(("torch.distributed", "level"), _DebugLevel(), level, levels.OFF)
+
+
+class _DebugLevel:
+    @property
+    def level(self) -> Any:
+        return sys.modules["torch.distributed"].get_debug_level()
+
+    @level.setter
+    def level(self, level: Any) -> None:
+        sys.modules["torch.distributed"].set_debug_level(level)
 
 
 def _accelerate() -> Iterator[_Place]:
