@@ -29,6 +29,7 @@ from rankexec._gang.wire import pack, unpack
 
 HERE = Path(__file__).parent
 KINDS = [kind for kinds in GROUPS.values() for kind in kinds]
+has_numpy = importlib.util.find_spec("numpy")
 has_kernel = importlib.util.find_spec("ipykernel")  # with the client that it needs itself
 
 
@@ -249,6 +250,57 @@ def test_large_data_before_it():
     """The search does not depend on what comes before."""
     with pytest.raises(NotShippable, match=r"at \[1\] \(a generator\)"):
         pack_call(call(use, [list(range(100_000)), generator()]))
+
+
+def before_it() -> dict[str, object]:
+    """Return what may stand before what does not travel: pickle asks for each in its own way."""
+    cycle: list[object] = [1]
+    cycle.append(cycle)
+    found: dict[str, object] = {"bytes": bytearray(b"x"), "cycle": cycle, "class": made_in_a_cell()}
+    found["instance"], found["memory"] = found["class"](), memoryview(b"x")
+    if has_numpy:
+        import numpy as np
+
+        found |= {"array": np.zeros(3), "large array": np.zeros(1 << 20)}
+        found |= {"apart": np.zeros((4, 4))[:, ::2], "state": np.random.default_rng()}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found |= {"tensor": torch.zeros(3), "module": torch.nn.Linear(2, 2)}
+    return found
+
+
+def made_in_a_cell() -> type:
+    """Return a class that travels by value."""
+    return type("Made", (), {"__module__": "__main__", "get": lambda self: self})
+
+
+@pytest.mark.parametrize("dill", [False, True], ids=["", "dill"])
+def test_what_stands_before_it(tmp_path, dill):
+    """Nothing of that is named, also when dill is imported, which changes the library's pickler."""
+    source = f"""
+import socket, sys
+{"import dill" if dill else ""}
+sys.path.append({str(HERE)!r})
+from test_shipping import NotShippable, before_it, call, pack_call, use
+
+with socket.socket() as cause:
+    for name, before in before_it().items():
+        try:
+            pack_call(call(use, [before, [cause]]))
+        except NotShippable as error:
+            if error.what != "argument 0 of use() at [1][0] (a socket)":
+                print(name, error)
+"""
+    assert run_script(tmp_path, source) == ""
+
+
+def test_what_stands_before_a_map_of_a_file(tmp_path):
+    """It goes in a way of ours."""
+    numpy = pytest.importorskip("numpy")
+    mapped = numpy.memmap(tmp_path / "file", mode="w+", shape=3)
+    with pytest.raises(NotShippable, match=r"at \[1\] \(a generator\)"):
+        pack_call(call(use, [mapped, generator()]))
 
 
 # --- fast where all is well ---

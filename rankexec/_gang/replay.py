@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import pickle
 import traceback
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from rankexec._gang.deep import deeply, in_caller_of_deeply
 from rankexec._gang.deferred import Interruptible
@@ -86,9 +87,37 @@ _Standard: Any = pickle._Pickler
 class Replay(_Standard):  # type: ignore[misc]  # see above
     """The standard library's pickler in Python, which reduces as another pickler of ours does."""
 
+    # As the C pickler has it: of these it asks nobody.
+    _by_itself: ClassVar = {
+        type(None): _Standard.save_none,
+        bool: _Standard.save_bool,
+        int: _Standard.save_long,
+        float: _Standard.save_float,
+        bytes: _Standard.save_bytes,
+        bytearray: _Standard.save_bytearray,
+        pickle.PickleBuffer: _Standard.save_picklebuffer,
+        str: _Standard.save_str,
+        tuple: _Standard.save_tuple,
+        list: _Standard.save_list,
+        dict: _Standard.save_dict,
+        set: _Standard.save_set,
+        frozenset: _Standard.save_frozenset,
+    }
+    # The standard table holds functions of dill's, once that is imported.
+    dispatch: ClassVar = {
+        **_by_itself,
+        types.FunctionType: _Standard.save_global,
+        type: _Standard.save_type,
+    }
+
     def __init__(self, file: io.BytesIO, reducing: CallPickler, keep: Keep) -> None:
         super().__init__(file, 5, buffer_callback=keep)
-        self.reducer_override = in_caller_of_deeply(reducing.reducer_override)
+        reduce = in_caller_of_deeply(reducing.reducer_override)
+
+        def reducer_override(obj: Any) -> Any:
+            return NotImplemented if type(obj) in Replay._by_itself else reduce(obj)
+
+        self.reducer_override = reducer_override
         self.dispatch_table = reducing.dispatch_table
         if isinstance(reducing, Referring):
             self.persistent_id = reducing.persistent_id
