@@ -963,6 +963,70 @@ class Level(str, enum.Enum):
         "Status(410).phrase == 'lost' and Status.OK + 1 == 201 and Level.LOW == 'low'",
     ),
     Kind(
+        "an enum whose base's `__new__` makes its members",
+        """\
+import enum
+class Labeled(enum.Enum):
+    def __new__(cls, value, label):
+        member = object.__new__(cls)
+        member._value_, member.label = value, label
+        return member
+class Paint(Labeled):
+    RED = 1, 'red'
+    BLUE = 2, 'blue'
+class Numbered(enum.Enum):
+    def __new__(cls):
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__) + 1
+        return member
+class Step(Numbered):
+    FIRST = ()
+    SECOND = ()
+    @classmethod
+    def _missing_(cls, value):
+        return cls.FIRST if value == 'first' else None
+def name_it(step):
+    class More(Labeled):
+        MORE = 3, step.name
+    return More.MORE.label""",
+        "[paint.value for paint in Paint] == [1, 2] and Paint(2).label == 'blue'"
+        " and value is Step.SECOND and Step('first').value == 1 and name_it(value) == 'SECOND'",
+        argument="Step.SECOND",
+    ),
+    Kind(
+        "an enum of a dataclass, of dates, of tuples",
+        """\
+import dataclasses, datetime, enum
+@dataclasses.dataclass(frozen=True)
+class Creature:
+    size: str
+    legs: int = 4
+class Beast(Creature, enum.Enum):
+    BEETLE = 'small', 6
+    DOG = 'medium'
+class Day(datetime.date, enum.Enum):
+    FIRST = 2020, 1, 1
+class Corner(tuple, enum.Enum):
+    ORIGIN = 0, 0""",
+        "value is Beast.DOG and (value.size, value.legs) == ('medium', 4)"
+        " and Beast.BEETLE.legs == 6 and Day.FIRST.year == 2020 and Corner((0, 0)) == (0, 0)",
+        argument="Beast.DOG",
+    ),
+    Kind(
+        "boundaries of flags, `nonmember`",
+        """\
+import enum
+class Kept(enum.Flag, boundary=enum.KEEP):
+    A = 1
+    MASK = 12
+class Fitted(enum.IntFlag, boundary=enum.CONFORM):
+    A = 1
+    notes = enum.nonmember([1])""",
+        "Kept(16).value == 16 and Kept.MASK.value == 12"
+        " and Fitted(9) == Fitted.A and Fitted.notes == [1] and len(Fitted) == 1",
+        python=(3, 11),
+    ),
+    Kind(
         "an enum of functions",
         """\
 import enum

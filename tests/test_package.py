@@ -48,10 +48,11 @@ LAYERS = """
     _gang.arrays                _gang.storages
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
-    _gang.alike
+    _gang.alike                 _gang.enums
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots              _gang.finish
+    _gang.quiet
     _gang.descriptors           _gang.mappings      _gang.call          _gang.line
     _gang.loop                  _gang.deferred      _gang.output        _gang.peers
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers

@@ -409,6 +409,46 @@ def test_a_class_goes_once():
     assert first is second is Child
 
 
+def test_members_of_enums_come_back(tmp_path):
+    """As themselves, from gangs and from sessions, whatever their values are equal to."""
+    source = """
+import enum
+from rankexec import RankedExecutor
+
+class Base(enum.Enum):
+    def __new__(cls, value, label):
+        member = object.__new__(cls)
+        member._value_, member.label = value, label
+        return member
+
+class Labeled(Base):
+    A = 1, "a"
+    B = [2], "b"
+
+class Other(enum.Enum):
+    UNIQUE = object()
+    SAME = UNIQUE
+
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+
+members = [*Labeled, Other.UNIQUE, Other.SAME, Bits.A, Bits.A | Bits.B]
+
+def back(sent):
+    return [*sent, *(one is other for one, other in zip(sent, members))]
+
+for caller_rank in (None, 0):
+    with RankedExecutor(2, caller_rank=caller_rank, gather=True) as executor:
+        with executor.session() as session:
+            for ranks in (executor, session, session):
+                for came in ranks.submit(back, members).result():
+                    assert came[6:] == [True] * 6, came
+                    assert all(one is other for one, other in zip(came, members)), came
+"""
+    assert run_script(tmp_path, source) == ""
+
+
 def test_needed_globals_are_not_copied_back(tmp_path):
     """What children change in them stays there; what the caller's rank changes, the caller has."""
     source = """

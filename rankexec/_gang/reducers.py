@@ -18,6 +18,7 @@ from typing import Any
 from rankexec._gang import (
     arrays,
     dynamic,
+    enums,
     modules,
     primitives,
     refusals,
@@ -46,6 +47,7 @@ def choose(cls: type) -> Reducer | None:
         or tensors.choose(cls)
         or primitives.choose(cls)
         or transient.choose(cls)
+        or enums.choose(cls)
         or refusals.choose(cls)
     )
 
