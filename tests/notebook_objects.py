@@ -1078,6 +1078,44 @@ P = typing.ParamSpec('P')""",
         python=(3, 12),
     ),
     Kind(
+        "a `type` statement with parameters, one that names itself",
+        """\
+import typing
+type Pair[A] = tuple[A, A]
+type Json = dict[str, Json] | list[Json] | str
+class Both[T: (int, str)]:
+    pass""",
+        "Pair.__value__ == tuple[Pair.__type_params__ * 2] and str(Pair[int]) == 'Pair[int]'"
+        " and typing.get_args(Json.__value__)[1].__args__[0] is Json"
+        " and Json.__module__ == '__main__'"
+        " and Both.__type_params__[0].__constraints__ == (int, str)",
+        python=(3, 12),
+    ),
+    Kind(
+        "a `type` statement of what is not there yet",
+        """\
+type Lazy = NotThereYet
+def evaluate():
+    try:
+        return Lazy.__value__
+    except NameError:
+        return 'not there'""",
+        "evaluate() == 'not there' and Lazy.__name__ == 'Lazy'",
+        python=(3, 12),
+    ),
+    Kind(
+        "defaults of type parameters",
+        """\
+import typing
+class Box[T = int]:
+    pass
+D = typing.TypeVar('D', default=float)
+Q = typing.ParamSpec('Q', default=[int, str])""",
+        "Box.__type_params__[0].__default__ is int and D.__default__ is float"
+        " and Q.__default__ == [int, str] and D.__module__ == '__main__'",
+        python=(3, 13),
+    ),
+    Kind(
         "containers of the standard library",
         """\
 import collections, decimal, fractions, datetime, uuid, pathlib, re, array, types
@@ -1463,6 +1501,32 @@ class Tied(torch.nn.Module):
         return self.decode(self.encode(x))
 net = Tied()""",
         "net.encode.weight is net.decode.weight and net(torch.ones(1, 3)).shape == (1, 3)",
+        needs="torch",
+    ),
+    Kind(
+        "a module with parametrizations, as `weight_norm` and `spectral_norm` make it",
+        """\
+import torch
+class Symmetric(torch.nn.Module):
+    def forward(self, x):
+        return x.triu() + x.triu(1).T
+normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
+symmetric = torch.nn.Linear(3, 3)
+torch.nn.utils.parametrize.register_parametrization(symmetric, 'weight', Symmetric())
+mean = normed.weight.sum().item()""",
+        "normed.weight.sum().item() == mean and torch.equal(symmetric.weight, symmetric.weight.T)",
+        needs="torch",
+    ),
+    Kind(
+        "a scripted or traced module, by itself or in another",
+        """\
+import torch, warnings
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)
+    traced = torch.jit.trace(torch.nn.Linear(3, 3), torch.ones(3))
+holder = torch.nn.Sequential(traced)
+expected = holder(torch.ones(3)).tolist()""",
+        "holder(torch.ones(3)).tolist() == expected and len(list(holder.parameters())) == 2",
         needs="torch",
     ),
     Kind(

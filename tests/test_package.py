@@ -45,7 +45,7 @@ LAYERS = """
     _gang.replay                _gang.outcomes      _gang.restore       _gang.arrived
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
-    _gang.arrays                _gang.storages
+    _gang.arrays                _gang.storages      _gang.whole         _gang.hints
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
     _gang.alike                 _gang.enums

@@ -334,6 +334,19 @@ def test_a_context_variable_without_a_value():
         arrived.get()
 
 
+def test_what_typing_extensions_makes():
+    """On Pythons that do not have it, as on those that do."""
+    extensions = pytest.importorskip("typing_extensions")
+    variable = extensions.TypeVar("variable", default=int)
+    alias = extensions.TypeAliasType("alias", list[variable], type_params=(variable,))
+    arrived, alone = travelled([alias, variable])
+    assert arrived is not alias
+    assert (arrived.__name__, arrived.__module__) == ("alias", __name__)
+    assert arrived.__value__ == list[alone]
+    assert arrived.__type_params__ == (alone,)
+    assert alone.__default__ is int
+
+
 def test_an_empty_cell():
     """It stays empty; one that holds None is not empty."""
     empty, none = travelled([types.CellType(), types.CellType(None)])

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import gc
 import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +18,14 @@ from rankexec._gang import (
     arrays,
     dynamic,
     enums,
+    hints,
     modules,
     primitives,
     refusals,
     storages,
     tensors,
     transient,
+    whole,
 )
 
 Reducer = Callable[[Any], Any]
@@ -45,9 +46,11 @@ def choose(cls: type) -> Reducer | None:
         or arrays.choose(cls)
         or storages.choose(cls)
         or tensors.choose(cls)
+        or whole.choose(cls)
         or primitives.choose(cls)
         or transient.choose(cls)
         or enums.choose(cls)
+        or hints.choose(cls)
         or refusals.choose(cls)
     )
 
@@ -139,17 +142,6 @@ _SENTINELS = {
 }
 
 
-def _new_type(kind: Any) -> Any:
-    """NewType, ParamSpec, TypeVarTuple and `type` statements go by name, as if importable."""
-    if dynamic.is_importable(kind):
-        return NotImplemented
-    if isinstance(kind, typing.NewType):
-        return typing.NewType, (kind.__name__, kind.__supertype__), vars(kind)
-    if hasattr(kind, "__value__"):
-        return type(kind), (kind.__name__, kind.__value__)
-    return type(kind), (kind.__name__,)
-
-
 def _context_variable(variable: contextvars.ContextVar[Any]) -> Any:
     """A new one, with the value that it has here."""
     try:
@@ -171,10 +163,5 @@ _REDUCERS: dict[type, Reducer] = {
     functools._lru_cache_wrapper: _cached,
     contextvars.ContextVar: _context_variable,
     **dict.fromkeys(_SENTINELS, _sentinel),
-    **{
-        getattr(typing, name): _new_type
-        for name in ("NewType", "ParamSpec", "TypeVarTuple", "TypeAliasType")
-        if hasattr(typing, name)
-    },
 }
 """By exact type."""
