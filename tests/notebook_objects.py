@@ -1321,6 +1321,27 @@ import io
 buffer = io.StringIO('text')""",
         "buffer.getvalue() == 'text'",
     ),
+    Kind(
+        "an executor or session of ours that is dragged along",
+        """\
+import os
+class Trainer:
+    def __init__(self):
+        self.executor = executor
+    def train(self):
+        return 'trained'
+    def nested(self):
+        try:
+            return self.executor.submit and 'here'
+        except TypeError as error:
+            return str(error)
+trainer = Trainer()""",
+        "trainer.train() == 'trained' and ("
+        "trainer.nested() == 'here' if os.environ['RANK'] == '0' and os.getpid() == value"
+        " else 'make one in the rank' in trainer.nested())",
+        argument="os.getpid()",
+        arrives="raises when it is used: make one in the rank, with `caller_rank=None`",
+    ),
 ]
 
 WEAK = [
@@ -1709,15 +1730,6 @@ except ZeroDivisionError as error:
         "trace",
         arrives="pass `traceback.format_exc()`",
         refused="the variable 'trace', used by <lambda>() (a traceback)|make it inside",
-    ),
-    Kind(
-        "an executor of ours",
-        """\
-def nested():
-    return executor""",
-        "nested()",
-        arrives="make one in the rank, with `caller_rank=None`",
-        refused="the variable 'executor', used by nested() (a RankedExecutor)|make one in the rank",
     ),
     Kind(
         "`get_ipython()` and magics",

@@ -52,7 +52,7 @@ LAYERS = """
     _gang.bound                 _notebook.dip_options
     _gang.modules               _gang.namespace     _gang.deep          _gang.identity
     _gang.interrupts            _checks             _slots              _gang.finish
-    _gang.quiet
+    _gang.quiet                 _gang.absent
     _gang.descriptors           _gang.mappings      _gang.call          _gang.line
     _gang.loop                  _gang.deferred      _gang.output        _gang.peers
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers

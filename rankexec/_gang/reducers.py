@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rankexec._gang import (
+    absent,
     arrays,
     dynamic,
     enums,
@@ -49,6 +50,7 @@ def choose(cls: type) -> Reducer | None:
         or whole.choose(cls)
         or primitives.choose(cls)
         or transient.choose(cls)
+        or absent.choose(cls)
         or enums.choose(cls)
         or hints.choose(cls)
         or refusals.choose(cls)
