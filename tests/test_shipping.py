@@ -211,6 +211,38 @@ def test_what_the_users_own_code_says():
         pack_call(call(use, [0, 1, Shy()]))
 
 
+class Raising:
+    """An object whose `__reduce__` raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), ValueError(), OSError("gone"), StopIteration()])
+def test_whatever_pickling_raises(error):
+    """It is an object that cannot travel: there as a part of a call, here as one of a result."""
+    with RankedExecutor(2, caller_rank=None) as executor:
+        there = executor.submit(use, [Raising(error)]).exception()
+        back = executor.submit(Raising, error).exception()
+    assert type(there) is type(back) is NotShippable
+    said = str(error) if isinstance(error, OSError) else repr(error)
+    assert (
+        f"argument 0 of use() at [0] (a Raising) cannot be shipped to another process: {said}"
+        in (str(there))
+    )
+    assert f"(a Raising) cannot be shipped to another process: {said}" in str(back)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_what_is_no_fault_of_the_object(kind):
+    """It comes out as it is."""
+    with pytest.raises(kind):
+        pack_call(call(use, Raising(kind())))
+
+
 def test_without_end():
     """Recursion that does not end is an error like any other, and not the end of the process."""
 

@@ -138,7 +138,7 @@ class Frame:
     state: Any = None
 
 
-def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exception | None]:
+def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], BaseException | None]:
     """Return the frames that lead to what cannot be pickled, and why; none if all of it can."""
 
     def keep(_: pickle.PickleBuffer) -> bool:
@@ -147,7 +147,9 @@ def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exceptio
     replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep, going), keep)
     try:
         deeply(partial(_interruptibly, replay.dump, value))
-    except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's __reduce__ may raise anything
         return _frames(error), error.with_traceback(None)
     return [], None
 
@@ -157,7 +159,7 @@ def _interruptibly(dump: Callable[[Any], None], value: Any) -> None:
         dump(value)
 
 
-def _frames(error: Exception) -> list[Frame]:
+def _frames(error: BaseException) -> list[Frame]:
     """Return what the pickler's own frames hold: where it was is nowhere else."""
     found: list[Frame] = []
     for frame, _ in traceback.walk_tb(error.__traceback__):

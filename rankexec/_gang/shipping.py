@@ -42,7 +42,7 @@ def pack_call(
             return _with_boxes(packed, beside)
         except MemoryError:
             raise
-        except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
+        except (Exception, SystemExit) as error:  # the user's __reduce__ may raise anything
             refused = _refusal(call, going, error)
     raise refused  # here it has no chain of causes, which would say the same in pickle's words
 
@@ -65,7 +65,7 @@ def _with_boxes(packed: Packed, beside: Beside) -> Packed:
     return packed
 
 
-def _refusal(call: Call, going: Going | None, error: Exception) -> NotShippable:
+def _refusal(call: Call, going: Going | None, error: BaseException) -> NotShippable:
     frames, found = find_refused(call, going)
     error = found or error
     if not frames:  # it pickled this time
@@ -78,7 +78,7 @@ def _what(frames: list[Frame]) -> str:
     return f"{place(frames)} (a {type(frames[-1].obj).__qualname__})"
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return (
             "raise the limit (ulimit -n), or share by names: "
@@ -87,7 +87,7 @@ def _advice(error: Exception) -> str:
     return getattr(error, "advice", "")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return str(error) or repr(error)
+    return repr(error) if isinstance(error, SystemExit) else str(error) or repr(error)
