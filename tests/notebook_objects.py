@@ -352,6 +352,19 @@ def with_pool():
         "__import__('pickle').loads(__import__('pickle').dumps(square)) is square",
         arrives="found by its name there, too: `pickle` needs that",
     ),
+    Kind(
+        "a function with `pydantic.validate_call`",
+        """\
+import pydantic
+not_used = open('/dev/null')
+class Settings(pydantic.BaseModel):
+    rate: int
+@pydantic.validate_call(validate_return=True)
+def times(x: 'int', settings: 'Settings') -> 'int':
+    return x * settings.rate""",
+        "times('2', {'rate': '3'}) == 6",
+        needs="pydantic",
+    ),
 ]
 
 CLASSES = [
@@ -1320,6 +1333,18 @@ only_by_attribute = 1""",
 import io
 buffer = io.StringIO('text')""",
         "buffer.getvalue() == 'text'",
+    ),
+    Kind(
+        "a bar of tqdm's",
+        """\
+import io, os, tqdm
+bar = tqdm.tqdm(range(3), file=io.StringIO())
+def run():
+    return bar.disable, sum(bar), bar.total""",
+        "run() == (os.getpid() != value, 3, 3)",
+        argument="os.getpid()",
+        arrives="switched off: the caller shows it",
+        needs="tqdm",
     ),
     Kind(
         "an executor or session of ours that is dragged along",

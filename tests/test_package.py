@@ -46,6 +46,7 @@ LAYERS = """
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
     _gang.arrays                _gang.storages      _gang.whole         _gang.hints
+    _gang.exceptions
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
     _gang.alike                 _gang.enums

@@ -379,6 +379,21 @@ def test_by_value(module):
     assert cloudpickle.list_registry_pickle_by_value() == set()
 
 
+def test_a_module_that_was_loaded_by_its_path(tmp_path, monkeypatch):
+    """No rank finds it; the error says what sends its code along."""
+    path = tmp_path / "loaded_by_path.py"
+    path.write_text("def times(x):\n    return x * 2\n")
+    spec = importlib.util.spec_from_file_location("loaded_by_path", path)
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loaded_by_path", loaded)
+    spec.loader.exec_module(loaded)
+    with RankedExecutor(1, caller_rank=None) as executor:
+        with pytest.raises(ModuleNotFoundError, match=r"'loaded_by_path'.*by_value=\[") as caught:
+            executor.submit(loaded.times, 2).result()
+        assert caught.value.name == "loaded_by_path"
+        assert executor.options(by_value=[loaded]).submit(loaded.times, 2).result() == 4
+
+
 def test_the_namespace_of_a_module_by_value(module):
     """What its functions change, others see, through the module too."""
 

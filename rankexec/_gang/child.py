@@ -157,12 +157,22 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
                 call: Call = unpack(packed)
             else:
                 call = unpack(packed, partial(ear.arrived.load, first=packed.first))
+    except ModuleNotFoundError as error:
+        raise _not_importable(error) from error
     finally:
         packed.close()
     namespace.set_in_main(call.needed)
     schedules.amend(call.amendments)
     deep.take_limit(call.recursion_limit)
     return call
+
+
+def _not_importable(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return what to do about a module that the caller has loaded by its path, say."""
+    text = (
+        f"{error.msg} in a rank; by_value=[module] sends the code of one that only the caller has"
+    )
+    return ModuleNotFoundError(text, name=error.name, path=error.path)
 
 
 def _pack_raised(rank: int, when: float, error: BaseException) -> Packed:
