@@ -34,7 +34,7 @@ def choose(cls: type) -> Callable[[Any], Any] | None:
         return None
     if cls is types.FunctionType:
         return _function
-    if not cls.__module__.startswith("torch"):
+    if not str(cls.__module__).startswith("torch"):
         return None
     if issubclass(cls, storage.UntypedStorage):
         return untyped
