@@ -7,12 +7,13 @@ from abc import abstractmethod
 from concurrent.futures import Executor
 from types import TracebackType
 
+from rankexec._gang.absent import Stays
 from rankexec._gang.deferred import Deferred
 
 __all__ = ("Block",)
 
 
-class Block(Executor):
+class Block(Stays, Executor):
     """An executor whose block ends what runs in it when it is left by Ctrl-C."""
 
     def __exit__(

@@ -31,8 +31,8 @@ def check_callable(fn: Any) -> None:
         raise TypeError(f"fn takes a callable, got {fn!r}")
     if iscoroutinefunction(fn) or iscoroutinefunction(type(fn).__call__):
         raise TypeError(
-            f"fn takes a callable that returns when its work is done; {fn!r} is `async` and returns a "
-            f"coroutine, which nothing would run: submit(lambda: asyncio.run(main()))"
+            f"fn takes a callable that returns when its work is done; {fn!r} is `async` and only "
+            f"returns a coroutine, which nothing would run: submit(lambda: asyncio.run(main()))"
         )
 
 

@@ -65,6 +65,11 @@ class RankedExecutor(Block):
         TypeError, ValueError: a wrong argument, named, with what it takes.
     """
 
+    _stays = (
+        "a RankedExecutor holds processes of the caller and cannot travel; make one in the rank, "
+        "with caller_rank=None"
+    )
+
     def __init__(
         self,
         world_size: int | None = None,
@@ -234,9 +239,3 @@ class RankedExecutor(Block):
 
     def _cancel_all(self) -> None:
         self._shared.cancel_all()
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a RankedExecutor holds processes of the caller and cannot travel; make one in the "
-            "rank, with caller_rank=None"
-        )

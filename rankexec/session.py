@@ -49,6 +49,8 @@ class Session(Block):
     its executor's `shutdown`, when the interpreter exits, and when the caller is killed.
     """
 
+    _stays = "a session holds processes of the caller and cannot travel"
+
     def __init__(self, settings: Settings, slots: Slots, launcher: Launcher) -> None:
         self._settings = settings
         self._open = Opened(settings, slots, launcher)
@@ -233,6 +235,3 @@ class Session(Block):
 
     def _cancel_all(self) -> None:
         self._open.cancel(even_running=True)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a session holds processes of the caller and cannot travel")

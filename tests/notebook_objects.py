@@ -352,6 +352,19 @@ def with_pool():
         "__import__('pickle').loads(__import__('pickle').dumps(square)) is square",
         arrives="found by its name there, too: `pickle` needs that",
     ),
+    Kind(
+        "a function with `pydantic.validate_call`",
+        """\
+import pydantic
+not_used = open('/dev/null')
+class Settings(pydantic.BaseModel):
+    rate: int
+@pydantic.validate_call(validate_return=True)
+def times(x: 'int', settings: 'Settings') -> 'int':
+    return x * settings.rate""",
+        "times('2', {'rate': '3'}) == 6",
+        needs="pydantic",
+    ),
 ]
 
 CLASSES = [
@@ -963,6 +976,70 @@ class Level(str, enum.Enum):
         "Status(410).phrase == 'lost' and Status.OK + 1 == 201 and Level.LOW == 'low'",
     ),
     Kind(
+        "an enum whose base's `__new__` makes its members",
+        """\
+import enum
+class Labeled(enum.Enum):
+    def __new__(cls, value, label):
+        member = object.__new__(cls)
+        member._value_, member.label = value, label
+        return member
+class Paint(Labeled):
+    RED = 1, 'red'
+    BLUE = 2, 'blue'
+class Numbered(enum.Enum):
+    def __new__(cls):
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__) + 1
+        return member
+class Step(Numbered):
+    FIRST = ()
+    SECOND = ()
+    @classmethod
+    def _missing_(cls, value):
+        return cls.FIRST if value == 'first' else None
+def name_it(step):
+    class More(Labeled):
+        MORE = 3, step.name
+    return More.MORE.label""",
+        "[paint.value for paint in Paint] == [1, 2] and Paint(2).label == 'blue'"
+        " and value is Step.SECOND and Step('first').value == 1 and name_it(value) == 'SECOND'",
+        argument="Step.SECOND",
+    ),
+    Kind(
+        "an enum of a dataclass, of dates, of tuples",
+        """\
+import dataclasses, datetime, enum
+@dataclasses.dataclass(frozen=True)
+class Creature:
+    size: str
+    legs: int = 4
+class Beast(Creature, enum.Enum):
+    BEETLE = 'small', 6
+    DOG = 'medium'
+class Day(datetime.date, enum.Enum):
+    FIRST = 2020, 1, 1
+class Corner(tuple, enum.Enum):
+    ORIGIN = 0, 0""",
+        "value is Beast.DOG and (value.size, value.legs) == ('medium', 4)"
+        " and Beast.BEETLE.legs == 6 and Day.FIRST.year == 2020 and Corner((0, 0)) == (0, 0)",
+        argument="Beast.DOG",
+    ),
+    Kind(
+        "boundaries of flags, `nonmember`",
+        """\
+import enum
+class Kept(enum.Flag, boundary=enum.KEEP):
+    A = 1
+    MASK = 12
+class Fitted(enum.IntFlag, boundary=enum.CONFORM):
+    A = 1
+    notes = enum.nonmember([1])""",
+        "Kept(16).value == 16 and Kept.MASK.value == 12"
+        " and Fitted(9) == Fitted.A and Fitted.notes == [1] and len(Fitted) == 1",
+        python=(3, 11),
+    ),
+    Kind(
         "an enum of functions",
         """\
 import enum
@@ -1012,6 +1089,44 @@ P = typing.ParamSpec('P')""",
         "type Ids = list[int]",
         "Ids.__value__ == list[int]",
         python=(3, 12),
+    ),
+    Kind(
+        "a `type` statement with parameters, one that names itself",
+        """\
+import typing
+type Pair[A] = tuple[A, A]
+type Json = dict[str, Json] | list[Json] | str
+class Both[T: (int, str)]:
+    pass""",
+        "Pair.__value__ == tuple[Pair.__type_params__ * 2] and str(Pair[int]) == 'Pair[int]'"
+        " and typing.get_args(Json.__value__)[1].__args__[0] is Json"
+        " and Json.__module__ == '__main__'"
+        " and Both.__type_params__[0].__constraints__ == (int, str)",
+        python=(3, 12),
+    ),
+    Kind(
+        "a `type` statement of what is not there yet",
+        """\
+type Lazy = NotThereYet
+def evaluate():
+    try:
+        return Lazy.__value__
+    except NameError:
+        return 'not there'""",
+        "evaluate() == 'not there' and Lazy.__name__ == 'Lazy'",
+        python=(3, 12),
+    ),
+    Kind(
+        "defaults of type parameters",
+        """\
+import typing
+class Box[T = int]:
+    pass
+D = typing.TypeVar('D', default=float)
+Q = typing.ParamSpec('Q', default=[int, str])""",
+        "Box.__type_params__[0].__default__ is int and D.__default__ is float"
+        " and Q.__default__ == [int, str] and D.__module__ == '__main__'",
+        python=(3, 13),
     ),
     Kind(
         "containers of the standard library",
@@ -1219,6 +1334,39 @@ import io
 buffer = io.StringIO('text')""",
         "buffer.getvalue() == 'text'",
     ),
+    Kind(
+        "a bar of tqdm's",
+        """\
+import io, os, tqdm
+bar = tqdm.tqdm(range(3), file=io.StringIO())
+def run():
+    return bar.disable, sum(bar), bar.total""",
+        "run() == (os.getpid() != value, 3, 3)",
+        argument="os.getpid()",
+        arrives="switched off: the caller shows it",
+        needs="tqdm",
+    ),
+    Kind(
+        "an executor or session of ours that is dragged along",
+        """\
+import os
+class Trainer:
+    def __init__(self):
+        self.executor = executor
+    def train(self):
+        return 'trained'
+    def nested(self):
+        try:
+            return self.executor.submit and 'here'
+        except TypeError as error:
+            return str(error)
+trainer = Trainer()""",
+        "trainer.train() == 'trained' and ("
+        "trainer.nested() == 'here' if os.environ['RANK'] == '0' and os.getpid() == value"
+        " else 'make one in the rank' in trainer.nested())",
+        argument="os.getpid()",
+        arrives="raises when it is used: make one in the rank, with `caller_rank=None`",
+    ),
 ]
 
 WEAK = [
@@ -1402,6 +1550,32 @@ net = Tied()""",
         needs="torch",
     ),
     Kind(
+        "a module with parametrizations, as `weight_norm` and `spectral_norm` make it",
+        """\
+import torch
+class Symmetric(torch.nn.Module):
+    def forward(self, x):
+        return x.triu() + x.triu(1).T
+normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
+symmetric = torch.nn.Linear(3, 3)
+torch.nn.utils.parametrize.register_parametrization(symmetric, 'weight', Symmetric())
+mean = normed.weight.sum().item()""",
+        "normed.weight.sum().item() == mean and torch.equal(symmetric.weight, symmetric.weight.T)",
+        needs="torch",
+    ),
+    Kind(
+        "a scripted or traced module, by itself or in another",
+        """\
+import torch, warnings
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)
+    traced = torch.jit.trace(torch.nn.Linear(3, 3), torch.ones(3))
+holder = torch.nn.Sequential(traced)
+expected = holder(torch.ones(3)).tolist()""",
+        "holder(torch.ones(3)).tolist() == expected and len(list(holder.parameters())) == 2",
+        needs="torch",
+    ),
+    Kind(
         "tensors that share memory",
         """\
 import torch
@@ -1581,15 +1755,6 @@ except ZeroDivisionError as error:
         "trace",
         arrives="pass `traceback.format_exc()`",
         refused="the variable 'trace', used by <lambda>() (a traceback)|make it inside",
-    ),
-    Kind(
-        "an executor of ours",
-        """\
-def nested():
-    return executor""",
-        "nested()",
-        arrives="make one in the rank, with `caller_rank=None`",
-        refused="the variable 'executor', used by nested() (a RankedExecutor)|make one in the rank",
     ),
     Kind(
         "`get_ipython()` and magics",

@@ -201,6 +201,50 @@ def test_executors_do_not_travel_to_ranks(make_executor) -> None:
         executor.submit(ranked_functions.returning, executor).result()
 
 
+class Trainer:
+    """It holds an executor, as many do."""
+
+    def __init__(self, executor: object) -> None:
+        self.executor = executor
+
+    def train(self) -> str:
+        """Do not use it."""
+        return repr(self.executor)
+
+    def search(self) -> None:
+        """Use it."""
+        self.executor.submit(print)  # type: ignore[attr-defined]  # it has that
+
+    def enter(self) -> None:
+        """Use it in the other way."""
+        with self.executor:  # type: ignore[attr-defined]  # it can
+            pass
+
+    def change(self) -> None:
+        """Set something of it."""
+        self.executor.options = None  # type: ignore[attr-defined]  # it has that
+
+
+@with_children_only
+def test_an_executor_that_is_dragged_along(make_executor) -> None:
+    """It stops no call that does not use it, and one that does says what to do."""
+    executor = make_executor(2)
+    trainer = Trainer(executor)
+    assert executor.submit(trainer.train).result() == "<a RankedExecutor of the caller>"
+    for use in (trainer.search, trainer.enter, trainer.change):
+        with pytest.raises(TypeError, match="cannot travel; make one in the rank"):
+            executor.submit(use).result()
+    back = executor.submit(copy.deepcopy, [trainer]).result()[0]
+    with pytest.raises(TypeError, match="cannot travel; make one in the rank"):
+        back.search()
+    assert not hasattr(back.executor, "__wrapped__")
+    with executor.session() as session:
+        holder = Trainer(session)
+        assert session.submit(holder.train).result() == "<a Session of the caller>"
+        with pytest.raises(TypeError, match="a session holds processes of the caller"):
+            session.submit(holder.search).result()
+
+
 # --- options ---
 
 

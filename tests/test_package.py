@@ -46,14 +46,15 @@ LAYERS = """
     _gang.interrupts
     _gang.picklers              _gang.breaking
     _gang.reducers              _gang.names
-    _gang.arrays                _gang.storages
+    _gang.arrays                _gang.storages      _gang.whole         _gang.hints
+    _gang.exceptions
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
-    _gang.alike
+    _gang.alike                 _gang.enums
     _gang.bound                 _notebook.dip_options
     _gang.namespace             _gang.deep          _gang.identity
-    _checks             _slots              _gang.finish
-    _gang.modules
+    _checks                     _slots              _gang.finish
+    _gang.modules               _gang.quiet         _gang.absent
     _gang.descriptors           _gang.mappings      _gang.call          _gang.line
     _gang.main
     _gang.loop                  _gang.deferred      _gang.output        _gang.peers

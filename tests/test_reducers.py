@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import errno
 import functools
+import importlib
 import io
 import json
 import queue
@@ -217,6 +218,65 @@ def test_exceptions_of_libraries():
     assert round_trip(caught.value).pos == 1
 
 
+def raised_by(run) -> BaseException:
+    """Return what a function raises."""
+    try:
+        run()
+    except BaseException as error:
+        return error
+    raise AssertionError
+
+
+class OwnName(AttributeError):
+    """It has something else by the name of a field."""
+
+    @property
+    def name(self):
+        """Be read only."""
+        return "own"
+
+
+def test_fields_of_the_standard_exceptions():
+    """What they have beside `args` comes along; an object only if it goes by name or is plain."""
+    missing = round_trip(raised_by(lambda: json.nowhere))
+    assert (missing.name, missing.obj) == ("nowhere", json)
+    missing = round_trip(raised_by(lambda: "text".nowhere))
+    assert (missing.name, missing.obj) == ("nowhere", "text")
+    missing = round_trip(raised_by(lambda: io.BytesIO().nowhere))
+    assert (missing.name, missing.obj) == ("nowhere", None)
+    assert round_trip(raised_by(lambda: nowhere)).name == "nowhere"  # noqa: F821  # that is the point
+    imported = round_trip(raised_by(lambda: importlib.import_module("nowhere.at_all")))
+    assert (imported.name, imported.msg) == ("nowhere", "No module named 'nowhere'")
+    assert round_trip(OwnName("text")).name == "own"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with 3.11")
+def test_groups_of_an_own_class():
+    """Whatever its `__new__` takes, and its `__init__`."""
+
+    class Coded(ExceptionGroup):  # noqa: F821  # from 3.11 on
+        def __new__(cls, text, errors, code):
+            made = super().__new__(cls, text, errors)
+            made.code = code
+            return made
+
+        def __init__(self, *_):
+            super().__init__(self.message, self.exceptions)
+
+    class Fixed(ExceptionGroup):  # noqa: F821  # from 3.11 on
+        def __new__(cls, errors):
+            return super().__new__(cls, "fixed", errors)
+
+    unpack(pack_result([Coded, Fixed], frozenset(), inline=True))
+    inner = [ValueError(1), MoreThanStored("x", "lost")]
+    for group in (Coded("some", inner, 7), Fixed(inner)):
+        arrived = unpack(pack_result(group, caller_classes(), inline=True))
+        assert type(arrived) is type(group)
+        assert arrived.message == group.message
+        assert [str(error) for error in arrived.exceptions] == ["1", "no x: lost"]
+        assert vars(arrived) == vars(group)
+
+
 def test_a_class_made_in_a_function():
     """A class that only exists here arrives as itself when it was sent before."""
 
@@ -332,6 +392,19 @@ def test_a_context_variable_without_a_value():
     assert arrived.name == "unset"
     with pytest.raises(LookupError):
         arrived.get()
+
+
+def test_what_typing_extensions_makes():
+    """On Pythons that do not have it, as on those that do."""
+    extensions = pytest.importorskip("typing_extensions")
+    variable = extensions.TypeVar("variable", default=int)
+    alias = extensions.TypeAliasType("alias", list[variable], type_params=(variable,))
+    arrived, alone = travelled([alias, variable])
+    assert arrived is not alias
+    assert (arrived.__name__, arrived.__module__) == ("alias", __name__)
+    assert arrived.__value__ == list[alone]
+    assert arrived.__type_params__ == (alone,)
+    assert alone.__default__ is int
 
 
 def test_an_empty_cell():

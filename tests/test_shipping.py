@@ -29,6 +29,7 @@ from rankexec._gang.wire import pack, unpack
 
 HERE = Path(__file__).parent
 KINDS = [kind for kinds in GROUPS.values() for kind in kinds]
+has_numpy = importlib.util.find_spec("numpy")
 has_kernel = importlib.util.find_spec("ipykernel")  # with the client that it needs itself
 
 
@@ -210,6 +211,38 @@ def test_what_the_users_own_code_says():
         pack_call(call(use, [0, 1, Shy()]))
 
 
+class Raising:
+    """An object whose `__reduce__` raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), ValueError(), OSError("gone"), StopIteration()])
+def test_whatever_pickling_raises(error):
+    """It is an object that cannot travel: there as a part of a call, here as one of a result."""
+    with RankedExecutor(2, caller_rank=None) as executor:
+        there = executor.submit(use, [Raising(error)]).exception()
+        back = executor.submit(Raising, error).exception()
+    assert type(there) is type(back) is NotShippable
+    said = str(error) if isinstance(error, OSError) else repr(error)
+    assert (
+        f"argument 0 of use() at [0] (a Raising) cannot be shipped to another process: {said}"
+        in (str(there))
+    )
+    assert f"(a Raising) cannot be shipped to another process: {said}" in str(back)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_what_is_no_fault_of_the_object(kind):
+    """It comes out as it is."""
+    with pytest.raises(kind):
+        pack_call(call(use, Raising(kind())))
+
+
 def test_without_end():
     """Recursion that does not end is an error like any other, and not the end of the process."""
 
@@ -249,6 +282,57 @@ def test_large_data_before_it():
     """The search does not depend on what comes before."""
     with pytest.raises(NotShippable, match=r"at \[1\] \(a generator\)"):
         pack_call(call(use, [list(range(100_000)), generator()]))
+
+
+def before_it() -> dict[str, object]:
+    """Return what may stand before what does not travel: pickle asks for each in its own way."""
+    cycle: list[object] = [1]
+    cycle.append(cycle)
+    found: dict[str, object] = {"bytes": bytearray(b"x"), "cycle": cycle, "class": made_in_a_cell()}
+    found["instance"], found["memory"] = found["class"](), memoryview(b"x")
+    if has_numpy:
+        import numpy as np
+
+        found |= {"array": np.zeros(3), "large array": np.zeros(1 << 20)}
+        found |= {"apart": np.zeros((4, 4))[:, ::2], "state": np.random.default_rng()}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found |= {"tensor": torch.zeros(3), "module": torch.nn.Linear(2, 2)}
+    return found
+
+
+def made_in_a_cell() -> type:
+    """Return a class that travels by value."""
+    return type("Made", (), {"__module__": "__main__", "get": lambda self: self})
+
+
+@pytest.mark.parametrize("dill", [False, True], ids=["", "dill"])
+def test_what_stands_before_it(tmp_path, dill):
+    """Nothing of that is named, also when dill is imported, which changes the library's pickler."""
+    source = f"""
+import socket, sys
+{"import dill" if dill else ""}
+sys.path.append({str(HERE)!r})
+from test_shipping import NotShippable, before_it, call, pack_call, use
+
+with socket.socket() as cause:
+    for name, before in before_it().items():
+        try:
+            pack_call(call(use, [before, [cause]]))
+        except NotShippable as error:
+            if error.what != "argument 0 of use() at [1][0] (a socket)":
+                print(name, error)
+"""
+    assert run_script(tmp_path, source) == ""
+
+
+def test_what_stands_before_a_map_of_a_file(tmp_path):
+    """It goes in a way of ours."""
+    numpy = pytest.importorskip("numpy")
+    mapped = numpy.memmap(tmp_path / "file", mode="w+", shape=3)
+    with pytest.raises(NotShippable, match=r"at \[1\] \(a generator\)"):
+        pack_call(call(use, [mapped, generator()]))
 
 
 # --- fast where all is well ---
@@ -293,6 +377,21 @@ def test_by_value(module):
         assert executor.submit(lambda: module.Thing().get()).result() == 3
         assert executor.options(by_value=()).submit(module.times, 2).exception() is not None
     assert cloudpickle.list_registry_pickle_by_value() == set()
+
+
+def test_a_module_that_was_loaded_by_its_path(tmp_path, monkeypatch):
+    """No rank finds it; the error says what sends its code along."""
+    path = tmp_path / "loaded_by_path.py"
+    path.write_text("def times(x):\n    return x * 2\n")
+    spec = importlib.util.spec_from_file_location("loaded_by_path", path)
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "loaded_by_path", loaded)
+    spec.loader.exec_module(loaded)
+    with RankedExecutor(1, caller_rank=None) as executor:
+        with pytest.raises(ModuleNotFoundError, match=r"'loaded_by_path'.*by_value=\[") as caught:
+            executor.submit(loaded.times, 2).result()
+        assert caught.value.name == "loaded_by_path"
+        assert executor.options(by_value=[loaded]).submit(loaded.times, 2).result() == 4
 
 
 def test_the_namespace_of_a_module_by_value(module):
@@ -355,6 +454,46 @@ def test_a_class_goes_once():
 
     first, second = unpack(pack(Child)), unpack(pack(Child))
     assert first is second is Child
+
+
+def test_members_of_enums_come_back(tmp_path):
+    """As themselves, from gangs and from sessions, whatever their values are equal to."""
+    source = """
+import enum
+from rankexec import RankedExecutor
+
+class Base(enum.Enum):
+    def __new__(cls, value, label):
+        member = object.__new__(cls)
+        member._value_, member.label = value, label
+        return member
+
+class Labeled(Base):
+    A = 1, "a"
+    B = [2], "b"
+
+class Other(enum.Enum):
+    UNIQUE = object()
+    SAME = UNIQUE
+
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+
+members = [*Labeled, Other.UNIQUE, Other.SAME, Bits.A, Bits.A | Bits.B]
+
+def back(sent):
+    return [*sent, *(one is other for one, other in zip(sent, members))]
+
+for caller_rank in (None, 0):
+    with RankedExecutor(2, caller_rank=caller_rank, gather=True) as executor:
+        with executor.session() as session:
+            for ranks in (executor, session, session):
+                for came in ranks.submit(back, members).result():
+                    assert came[6:] == [True] * 6, came
+                    assert all(one is other for one, other in zip(came, members)), came
+"""
+    assert run_script(tmp_path, source) == ""
 
 
 def test_needed_globals_are_not_copied_back(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import partial
 
 import pytest
@@ -184,13 +185,13 @@ def test_where_a_tensor_of_a_gpu_arrives(monkeypatch, gpus, rank, expected):
     """On the rank's own GPU if every rank has one; there are none here, so only where is asked."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(tensors, "_rank_here", rank)
-    assert tensors._device(torch, "cuda") == torch.device(expected)
+    assert tensors.device_here(torch, "cuda") == torch.device(expected)
 
 
 def test_a_caller_gets_no_cuda_context():
     """Unless it has one: a result of a GPU arrives on the CPU."""
     assert not torch.cuda.is_initialized()
-    assert tensors._device(torch, "cuda") == torch.device("cpu")
+    assert tensors.device_here(torch, "cuda") == torch.device("cpu")
 
 
 @pytest.mark.gpu
@@ -202,3 +203,71 @@ def test_tensors_of_a_gpu(make_executor):
     (arrived,) = executor.submit(partial(scaled, tensor, 2)).result()
     assert arrived.device.type == "cuda"
     assert arrived[0] == 2
+
+
+# --- modules that torch refuses to pickle ---
+
+
+class Symmetric(torch.nn.Module):
+    """A parametrization."""
+
+    def forward(self, x):
+        """Return a symmetric matrix."""
+        return x.triu() + x.triu(1).T
+
+
+def parametrized():
+    """Return a model with parametrizations, two of them on one tensor."""
+    weight_norm, spectral_norm, linear = (
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.Linear(3, 3),
+    )
+    torch.nn.utils.parametrize.register_parametrization(linear, "weight", Symmetric())
+    linear.note = ["kept"]
+    return torch.nn.Sequential(spectral_norm(linear), weight_norm(torch.nn.Linear(3, 3)))
+
+
+def test_parametrized_modules():
+    """They are parametrized in the same way, and the state that they have is what they had."""
+    model = parametrized()
+    tied = model[0].parametrizations.weight.original
+    arrived, parameter, again = round_trip((model, tied, model))
+    assert again is arrived
+    assert arrived[0].parametrizations.weight.original is parameter
+    assert arrived[0].note == ["kept"]
+    assert type(arrived[0]).__name__ == type(model[0]).__name__
+    assert isinstance(arrived[0], torch.nn.Linear)
+    model.eval(), arrived.eval()
+    assert torch.equal(arrived(torch.ones(3)), model(torch.ones(3)))
+    before = arrived[1].weight
+    with torch.no_grad():
+        arrived[1].parametrizations.weight.original0 += 1
+    assert not torch.equal(arrived[1].weight, before)
+    torch.nn.utils.parametrize.remove_parametrizations(arrived[1], "weight")
+    assert type(arrived[1]) is torch.nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_scripted_and_traced_modules():
+    """By torch's own format, by themselves and in other modules; nothing is said of that."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+    model[0].bias.requires_grad_(False)
+    scripted, traced = torch.jit.script(model), torch.jit.trace(model, torch.ones(3))
+    function = torch.jit.script(doubled)
+    outer = torch.nn.ModuleDict({"inner": scripted.eval()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        *both, outer, function = round_trip((scripted, traced, outer, function))
+    for arrived in (*both, outer["inner"]):
+        assert isinstance(arrived, torch.jit.ScriptModule)
+        assert torch.equal(arrived(torch.ones(3)), model(torch.ones(3)))
+        assert [p.requires_grad for p in arrived.parameters()] == [True, False]
+    assert outer["inner"] is both[0]
+    assert not both[0].training
+    assert function(torch.ones(1)) == 2
+
+
+def doubled(x):
+    """Be scripted."""
+    return x * 2

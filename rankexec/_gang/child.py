@@ -107,7 +107,7 @@ class ChildRank:
             return
         try:
             packed = pack_result(value if self._wants_value else None, caller_classes())
-        except Exception as refused:  # the user's __reduce__ may raise anything
+        except (Exception, SystemExit) as refused:  # the user's __reduce__ may raise anything
             # A session goes on: its ranks have done what they were to do.
             kind = "raised" if self._stage == "once" else "refused"
             self._send(kind, _not_shippable(self._info.rank, value, refused), when)
@@ -137,12 +137,13 @@ class ChildRank:
         packed.close()
 
 
-def _not_shippable(rank: int, value: Any, refused: Exception) -> NotShippable:
+def _not_shippable(rank: int, value: Any, refused: BaseException) -> NotShippable:
     what = f"the result of rank {rank} (a {type(value).__name__})"
     advice = "return plain data: numbers, arrays, a state_dict"
     if isinstance(refused, OSError):  # a limit of descriptors, or of a file's size
         advice = "the system refused, whatever the result is"
-    return NotShippable(what, str(refused), advice)
+    why = "" if isinstance(refused, SystemExit) else str(refused)
+    return NotShippable(what, why or repr(refused), advice)
 
 
 def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
@@ -156,6 +157,8 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
                 call: Call = unpack(packed)
             else:
                 call = unpack(packed, partial(ear.arrived.load, first=packed.first))
+    except ModuleNotFoundError as error:
+        raise _not_importable(error) from error
     finally:
         packed.close()
     namespace.set_in_main(call.needed)
@@ -164,11 +167,19 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
     return call
 
 
+def _not_importable(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return what to do about a module that the caller has loaded by its path, say."""
+    text = (
+        f"{error.msg} in a rank; by_value=[module] sends the code of one that only the caller has"
+    )
+    return ModuleNotFoundError(text, name=error.name, path=error.path)
+
+
 def _pack_raised(rank: int, when: float, error: BaseException) -> Packed:
     """Pack a description that always unpacks, and within it, apart, the exception if possible."""
     raised = outcomes.describe(rank, when, error)
     inner: Packed | None = None
     if is_known_to_caller(type(error)):
-        with suppress(Exception):  # then the caller gets RankRaised, with all texts
+        with suppress(Exception, SystemExit):  # then the caller gets RankRaised, with all texts
             inner = pack_result(error.with_traceback(None), caller_classes(), inline=True)
     return pack_result((replace(raised, exception=None), inner), caller_classes())

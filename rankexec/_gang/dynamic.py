@@ -1,8 +1,8 @@
 """Functions and classes that travel by value: what cloudpickle's way of reducing them leaves out.
 
 cloudpickle makes functions and classes empty and fills them afterwards. Here its reductions get
-what they lack. Its tables of dynamic classes are private to it (3.1); this file and `picklers` are
-the only ones that read them.
+what they lack. Its tables of dynamic classes are private to it (3.1); this file, `enums`, `quiet`
+and `picklers` are the only ones that read them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from cloudpickle import cloudpickle as _cloudpickle
 
+from rankexec._gang import enums
 from rankexec._gang.main import is_main, main_namespace
+from rankexec._gang.quiet import came_by_value, quiet, without_init_subclass
 
 __all__ = ("add_to_class", "add_to_function", "globals_of", "is_importable")
 
@@ -117,7 +118,7 @@ def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple
         return reduced  # type(None) and its like
     make, args, (members, extra), *_ = reduced
     if issubclass(cls, enum.Enum):
-        args = _enum_arguments(cls, args, members, extra)
+        make, args = enums.reduce_class(cls, tracked=args[-2], members=members, extra=extra)
     else:
         meta, name, _, namespace, tracked, _ = args
         # The bases as they are: to make them again of `__orig_bases__` (NamedTuple, TypedDict)
@@ -149,29 +150,6 @@ def _slots(cls: Any) -> list[str]:
     ]
 
 
-def _enum_arguments(
-    cls: type[enum.Enum], args: tuple[Any, ...], members: dict[str, Any], extra: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Add what cloudpickle leaves out of an enum: aliases, and the members' own attributes."""
-    bases, name, qualname, _, *rest = args
-    made = {name: _member(member._value_) for name, member in cls.__members__.items()}
-    for alias in made:
-        members.pop(alias, None)
-    extra["attributes"] = {
-        member._name_: {k: v for k, v in vars(member).items() if k not in _OF_EVERY_MEMBER}
-        for member in cls.__members__.values()
-    }
-    return (bases, name, qualname, made, *rest)
-
-
-def _member(value: Any) -> Any:
-    """Return the value so that an enum takes it for a member, and not for a method."""
-    return enum.member(value) if hasattr(enum, "member") and hasattr(value, "__get__") else value
-
-
-_OF_EVERY_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
-
-
 def _make_class(
     meta: Any, name: str, bases: tuple[type, ...], namespace: dict[str, Any], tracked: str
 ) -> Any:
@@ -182,8 +160,7 @@ def _make_class(
     known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracked)
     if known is not None:
         return known
-    parents = {parent for base in bases for parent in base.__mro__}
-    with _quiet(parents, "__init_subclass__", _passed_on):
+    with without_init_subclass(bases):
         librarys = next(kind for kind in meta.__mro__ if not _is_passed_over(kind))
         if librarys is meta:
             made = types.new_class(
@@ -196,39 +173,13 @@ def _make_class(
 
 def _is_passed_over(meta: type) -> bool:
     # TypedDict's refuses what it has made itself.
-    return _came_by_value(meta) or meta.__name__ == "_TypedDictMeta"
+    return came_by_value(meta) or meta.__name__ == "_TypedDictMeta"
 
 
 def _fill_class(cls: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
     members, extra = state
-    with _quiet(type(cls).__mro__, "__setattr__", lambda _: type.__setattr__):
+    with quiet(type(cls).__mro__, "__setattr__", lambda _: type.__setattr__):
         _cloudpickle._class_setstate(cls, (members, {}))
     for name, attributes in extra.get("attributes", {}).items():
         vars(cls.__members__[name]).update(attributes)
     main_namespace().update(extra.get("names", {}))
-
-
-def _came_by_value(cls: type) -> bool:
-    return cls in _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
-
-
-def _passed_on(cls: Any) -> Any:
-    """Return an `__init_subclass__` that runs the library's behind it."""
-
-    def init_subclass(subclass: Any, /, **_: Any) -> None:
-        super(cls, subclass).__init_subclass__()
-
-    return classmethod(init_subclass)
-
-
-@contextmanager
-def _quiet(classes: Iterable[type], method: str, make: Any) -> Iterator[None]:
-    """Replace a method of those classes that came by value."""
-    replaced = {c: vars(c)[method] for c in classes if _came_by_value(c) and method in vars(c)}
-    for cls in replaced:
-        type.__setattr__(cls, method, make(cls))
-    try:
-        yield
-    finally:
-        for cls, own in replaced.items():
-            type.__setattr__(cls, method, own)

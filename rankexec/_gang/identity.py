@@ -116,7 +116,7 @@ def _has_weak_references(kind: type) -> bool | None:
 
 
 def _find_whether(kind: type) -> bool | None:
-    if issubclass(kind, UNCHANGING) or kind.__module__.startswith(_OURS):
+    if issubclass(kind, UNCHANGING) or str(kind.__module__).startswith(_OURS):
         return None
     if kind.__weakrefoffset__:
         return True

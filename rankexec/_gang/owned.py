@@ -44,7 +44,7 @@ def _plainly(call: Call, going: Going) -> Dumped | None:
         return None
     try:
         dumped = _dump(call, going)
-    except Exception:  # what cannot travel may be part of what need not
+    except (Exception, SystemExit):  # what cannot travel may be part of what need not
         if not objects:
             raise
         return None
@@ -117,7 +117,7 @@ class _References:
         try:
             with self._going.without_names():
                 dumped = _dump(objects, self._going)
-        except Exception:  # the ranks have them, or the call fails there
+        except (Exception, SystemExit):  # the ranks have them, or the call fails there
             return None, set()
         buffers = tuple(map(pickle.PickleBuffer, dumped.kept))
         kinds = ", ".join(sorted({type(obj).__qualname__ for obj in objects}))

@@ -1,7 +1,6 @@
 """The picklers: cloudpickle's C pickler, our reducers before it, dill behind it.
 
-cloudpickle's tables of dynamic classes are private to it (3.1); this file and `dynamic` are the
-only ones that read them.
+cloudpickle's tables of dynamic classes are private to it (3.1); `dynamic` says who reads them.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def choose(cls: type) -> Callable[[Any], Any] | None:
     """Return the reducer for instances of `cls`, or None if they are of no such kind."""
     if issubclass(cls, _CTYPES):
         return _ctype
-    for twin in TWINS:
-        if not cls.__module__.startswith(twin.__name__):
+    for twin in TWINS:  # below, the __module__ of a class of Cython may be no string
+        if not str(cls.__module__).startswith(twin.__name__):
             continue
         if issubclass(cls, getattr(_module(twin, "synchronize"), "SemLock", ())):
             return _semaphore
@@ -74,7 +74,7 @@ def _semaphore(lock: Any) -> Any:
 def _ctype(obj: Any) -> Any:
     """A Value or Array lies in memory that is shared; other data of ctypes does not."""
     wrapper = getattr(obj, "_wrapper", None)
-    for twin in TWINS:
+    for twin in TWINS:  # below, the __module__ of a class of Cython may be no string
         heap, sharedctypes = _module(twin, "heap"), _module(twin, "sharedctypes")
         if (
             heap is not None

@@ -10,20 +10,25 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import sys
 import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
 from rankexec._gang import (
+    absent,
     arrays,
     dynamic,
+    enums,
+    exceptions,
+    hints,
     modules,
     primitives,
     refusals,
     storages,
     tensors,
     transient,
+    whole,
 )
 
 Reducer = Callable[[Any], Any]
@@ -33,52 +38,22 @@ __all__ = ("Reducer", "choose")
 
 def choose(cls: type) -> Reducer | None:
     """Return the reducer for instances of `cls`, or None where cloudpickle needs no help."""
-    if (
-        issubclass(cls, BaseException)
-        and isinstance(cls.__init__, types.FunctionType)
-        and not _reduces_itself(cls)
-    ):
-        return _exception
+    if issubclass(cls, BaseException) and (reducer := exceptions.choose(cls)):
+        return reducer
     return (
         _REDUCERS.get(cls)
         or arrays.choose(cls)
         or storages.choose(cls)
         or tensors.choose(cls)
+        or whole.choose(cls)
         or primitives.choose(cls)
         or transient.choose(cls)
+        or absent.choose(cls)
+        or enums.choose(cls)
+        or hints.choose(cls)
+        or _choose_pydantics(cls)
         or refusals.choose(cls)
     )
-
-
-def _reduces_itself(cls: type) -> bool:
-    own = [base for base in cls.__mro__ if base.__module__ != "builtins"]
-    return any("__reduce__" in vars(base) or "__reduce_ex__" in vars(base) for base in own)
-
-
-def _exception(exc: BaseException) -> Any:
-    """An exception whose `__init__` takes other arguments than it stores in `args`.
-
-    pickle rebuilds exceptions as `cls(*args)`, which raises TypeError for every class such as
-    `def __init__(self, path): super().__init__(f"no {path}")`-with-two-arguments. Here `__init__`
-    of the class is not called: `__new__`, then `__init__` of its builtin base, then the state.
-    """
-    reduced = exc.__reduce_ex__(4)
-    if not isinstance(reduced, tuple) or reduced[0] is not type(exc):
-        return NotImplemented  # the class brings its own way
-    _, args, *state = reduced
-    return rebuild_exception, (type(exc), args, state[0] if state else None)
-
-
-def rebuild_exception(
-    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any] | None
-) -> BaseException:
-    """Make an exception again without calling its own `__init__`."""
-    exc = cls.__new__(cls, *args)
-    builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
-    builtin.__init__(exc, *args)  # type: ignore[misc]  # sets errno, code, value, name, ...
-    if state:
-        exc.__setstate__(state)
-    return exc
 
 
 # --- what functions and classes of a notebook hold ---
@@ -137,17 +112,6 @@ _SENTINELS = {
 }
 
 
-def _new_type(kind: Any) -> Any:
-    """NewType, ParamSpec, TypeVarTuple and `type` statements go by name, as if importable."""
-    if dynamic.is_importable(kind):
-        return NotImplemented
-    if isinstance(kind, typing.NewType):
-        return typing.NewType, (kind.__name__, kind.__supertype__), vars(kind)
-    if hasattr(kind, "__value__"):
-        return type(kind), (kind.__name__, kind.__value__)
-    return type(kind), (kind.__name__,)
-
-
 def _context_variable(variable: contextvars.ContextVar[Any]) -> Any:
     """A new one, with the value that it has here."""
     try:
@@ -162,6 +126,25 @@ def _set_again(name: str, value: Any) -> contextvars.ContextVar[Any]:
     return variable
 
 
+def _choose_pydantics(cls: type) -> Reducer | None:
+    """What `pydantic.validate_call` makes holds all of `__main__`, to look up names in it."""
+    made_there: Any = sys.modules.get("pydantic._internal._validate_call")
+    validating = getattr(made_there, "ValidateCallWrapper", None)
+    # Before pydantic 2.10 it cannot be told to look for names later.
+    return _validating if cls is validating and hasattr(cls, "__pydantic_complete__") else None
+
+
+def _validating(wrapper: Any) -> Any:
+    config = {**wrapper.config_wrapper.config_dict, "defer_build": True}
+    content = wrapper.function, config, wrapper.validate_return
+    return object.__new__, (type(wrapper),), content, None, None, _validate_again
+
+
+def _validate_again(wrapper: Any, content: tuple[Any, ...]) -> None:
+    # As the decorator does. The function's names are there when it is called.
+    wrapper.__init__(*content, None)
+
+
 _REDUCERS: dict[type, Reducer] = {
     types.CellType: _cell,
     types.MappingProxyType: _mapping_proxy,
@@ -169,10 +152,5 @@ _REDUCERS: dict[type, Reducer] = {
     functools._lru_cache_wrapper: _cached,
     contextvars.ContextVar: _context_variable,
     **dict.fromkeys(_SENTINELS, _sentinel),
-    **{
-        getattr(typing, name): _new_type
-        for name in ("NewType", "ParamSpec", "TypeVarTuple", "TypeAliasType")
-        if hasattr(typing, name)
-    },
 }
 """By exact type."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import pickle
 import traceback
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from rankexec._gang.deep import deeply, in_caller_of_deeply
 from rankexec._gang.deferred import Interruptible
@@ -86,9 +87,37 @@ _Standard: Any = pickle._Pickler
 class Replay(_Standard):  # type: ignore[misc]  # see above
     """The standard library's pickler in Python, which reduces as another pickler of ours does."""
 
+    # As the C pickler has it: of these it asks nobody.
+    _by_itself: ClassVar = {
+        type(None): _Standard.save_none,
+        bool: _Standard.save_bool,
+        int: _Standard.save_long,
+        float: _Standard.save_float,
+        bytes: _Standard.save_bytes,
+        bytearray: _Standard.save_bytearray,
+        pickle.PickleBuffer: _Standard.save_picklebuffer,
+        str: _Standard.save_str,
+        tuple: _Standard.save_tuple,
+        list: _Standard.save_list,
+        dict: _Standard.save_dict,
+        set: _Standard.save_set,
+        frozenset: _Standard.save_frozenset,
+    }
+    # The standard table holds functions of dill's, once that is imported.
+    dispatch: ClassVar = {
+        **_by_itself,
+        types.FunctionType: _Standard.save_global,
+        type: _Standard.save_type,
+    }
+
     def __init__(self, file: io.BytesIO, reducing: CallPickler, keep: Keep) -> None:
         super().__init__(file, 5, buffer_callback=keep)
-        self.reducer_override = in_caller_of_deeply(reducing.reducer_override)
+        reduce = in_caller_of_deeply(reducing.reducer_override)
+
+        def reducer_override(obj: Any) -> Any:
+            return NotImplemented if type(obj) in Replay._by_itself else reduce(obj)
+
+        self.reducer_override = reducer_override
         self.dispatch_table = reducing.dispatch_table
         if isinstance(reducing, Referring):
             self.persistent_id = reducing.persistent_id
@@ -109,7 +138,7 @@ class Frame:
     state: Any = None
 
 
-def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exception | None]:
+def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], BaseException | None]:
     """Return the frames that lead to what cannot be pickled, and why; none if all of it can."""
 
     def keep(_: pickle.PickleBuffer) -> bool:
@@ -118,7 +147,9 @@ def find_refused(value: Any, going: Going | None) -> tuple[list[Frame], Exceptio
     replay = Replay(io.BytesIO(), DillPickler(io.BytesIO(), keep, going), keep)
     try:
         deeply(partial(_interruptibly, replay.dump, value))
-    except Exception as error:  # pickling runs the user's __reduce__, which may raise anything
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's __reduce__ may raise anything
         return _frames(error), error.with_traceback(None)
     return [], None
 
@@ -128,7 +159,7 @@ def _interruptibly(dump: Callable[[Any], None], value: Any) -> None:
         dump(value)
 
 
-def _frames(error: Exception) -> list[Frame]:
+def _frames(error: BaseException) -> list[Frame]:
     """Return what the pickler's own frames hold: where it was is nowhere else."""
     found: list[Frame] = []
     for frame, _ in traceback.walk_tb(error.__traceback__):

@@ -16,7 +16,7 @@ from typing import Any
 
 from rankexec._torch import has_own_gpu
 
-__all__ = ("choose", "is_rank", "untyped")
+__all__ = ("choose", "device_here", "is_rank", "untyped")
 
 _rank_here: tuple[int, int] | None = None
 
@@ -34,7 +34,7 @@ def choose(cls: type) -> Callable[[Any], Any] | None:
         return None
     if cls is types.FunctionType:
         return _function
-    if not cls.__module__.startswith("torch"):
+    if not str(cls.__module__).startswith("torch"):
         return None
     if issubclass(cls, storage.UntypedStorage):
         return untyped
@@ -72,9 +72,9 @@ def _rebuild_untyped(buffer: Any, kind: str) -> Any:
     import torch
 
     if not len(buffer):
-        return torch.UntypedStorage(0, device=_device(torch, kind))
+        return torch.UntypedStorage(0, device=device_here(torch, kind))
     tensor = torch.frombuffer(buffer, dtype=torch.uint8)
-    device = _device(torch, kind)
+    device = device_here(torch, kind)
     if device.type != "cpu":
         tensor = tensor.to(device)
     elif isinstance(buffer, bytearray):  # a small one: as torch makes them, aligned and resizable
@@ -102,7 +102,7 @@ def _rebuild_tensor(untyped: Any, *args: Any) -> Any:
     return torch._utils._rebuild_tensor_v3(_rebuild_typed(untyped, torch.uint8), *args)
 
 
-def _device(torch: Any, kind: str) -> Any:
+def device_here(torch: Any, kind: str) -> Any:
     """Return where a storage arrives that was on a device of some kind."""
     if kind != "cuda":
         return torch.device(kind)

@@ -22,6 +22,9 @@ def choose(cls: type) -> Callable[[Any], Any] | None:
         return _thread_local
     if issubclass(cls, weakref.ref):
         return _weak_reference
+    bars: Any = sys.modules.get("tqdm.std")
+    if bars is not None and issubclass(cls, bars.tqdm):
+        return _bar
     return _REDUCERS.get(cls)
 
 
@@ -58,6 +61,12 @@ def _thread_local(local: threading.local) -> Any:
 
 def _local_again(cls: type[threading.local]) -> threading.local:
     return cls.__new__(cls)
+
+
+def _bar(bar: Any) -> Any:
+    """A bar of tqdm's, switched off: it is shown here, and drawn by threads and locks of here."""
+    kept = {name: getattr(bar, name) for name in ("iterable", "total", "n", "leave")}
+    return object.__new__, (type(bar),), {**kept, "pos": 0, "disable": True}
 
 
 # --- weak: what nothing else holds in the rank is gone there ---
