@@ -7,6 +7,7 @@ import os
 import threading
 import types
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 
 import pytest
@@ -325,6 +326,23 @@ def test_not_callable(executor, method) -> None:
     """A function that is none fails at once, and not on the ranks."""
     for fn in (None, 5, "print", [print]):
         with pytest.raises(TypeError, match="fn takes a callable"):
+            getattr(executor, method)(fn, [1])
+
+
+@pytest.mark.parametrize("method", ["submit", "map"])
+def test_a_function_that_is_async(executor, method) -> None:
+    """Nothing would run what it returns; also where it is partial, a method or an object."""
+
+    class Training:
+        async def run(self, epochs: int) -> None:
+            """Be a method."""
+
+        async def __call__(self, epochs: int) -> None:
+            """Be called."""
+
+    training = Training()
+    for fn in (training.run, training, partial(training.run, 1)):
+        with pytest.raises(TypeError, match=r"is `async` and only returns .* asyncio\.run\("):
             getattr(executor, method)(fn, [1])
 
 

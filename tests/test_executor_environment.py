@@ -374,3 +374,13 @@ def test_what_a_context_yields(make_executor, variables, kind, says) -> None:
     """What its caller side gives the ranks is checked before they start, and it is named."""
     with pytest.raises(kind, match=f"caller_side of Yields is to yield .*{says}"):
         make_executor(ctx=Yields(variables)).submit(os.getpid).result()
+
+
+@with_children_only
+def test_breakpoint(make_executor, monkeypatch) -> None:
+    """A child has no terminal, and says where there is one; `PYTHONBREAKPOINT` goes before."""
+    error = make_executor(2).submit(breakpoint).exception()
+    assert isinstance(error, RuntimeError)
+    assert "RankedExecutor(..., caller_rank=0) runs it in the calling process" in str(error)
+    monkeypatch.setenv("PYTHONBREAKPOINT", "0")
+    assert make_executor(2).submit(breakpoint).result() is None

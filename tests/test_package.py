@@ -61,6 +61,7 @@ LAYERS = """
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _gang.stacks                _gang.trackers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
+    _gang.modes
     _gang.schedules
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors

@@ -43,6 +43,46 @@ def test_one_group_for_all_calls(session):
     assert gathering.submit(group).result() == before
 
 
+@pytest.mark.parametrize("how", ["env=", "os.environ"])
+def test_debug_level(make_executor, monkeypatch, how):
+    """All ranks have the gang's, which torch reads on import; the caller has its own again."""
+    if how == "os.environ":
+        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    env = {"TORCH_DISTRIBUTED_DEBUG": "DETAIL"} if how == "env=" else None
+    executor = make_executor(WORLD, ctx=TorchDDPCtx(), gather=True, env=env)
+    before = torch.distributed.get_debug_level()
+    level = torch.distributed.DebugLevel.DETAIL
+    assert executor.submit(torch.distributed.get_debug_level).result() == [level] * WORLD
+    assert executor.submit(all_reduce).result() == [WORLD] * WORLD
+    assert torch.distributed.get_debug_level() == before
+
+
+def found_modes() -> tuple:
+    """Return this thread's."""
+    casts = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), casts
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "enable_grad": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_calling_thread(make_executor, mode):
+    """Ranks compute as the caller would, in this call and no other."""
+    executor = make_executor(WORLD, gather=True)
+    with executor.session() as session:
+        for runs in (executor, session):
+            with MODES[mode]():
+                wanted = found_modes()
+                assert runs.submit(found_modes).result() == [wanted] * WORLD
+            assert runs.submit(found_modes).result() == [found_modes()] * WORLD
+
+
 @with_the_caller
 def test_the_caller_is_in_the_group_between_calls(session):
     """And a second one with it is refused; a gang of children has its own."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from rankexec._gang.deferred import Interruptible
+from rankexec._gang.modes import Modes, modes
 from rankexec._gang.schedules import Amendment
 from rankexec._torch import peak_gpu_memory
 
@@ -85,6 +86,8 @@ class Call:
     """What the caller's schedulers have set in optimizers that the ranks of a session have."""
     recursion_limit: int = field(default_factory=sys.getrecursionlimit)
     """The caller's."""
+    modes: Modes | None = field(default_factory=modes)
+    """Gradients, inference mode and autocast of the calling thread."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from rankexec._gang.breaking import Breakable, GangEnded
 from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
 from rankexec._gang.channel import Channel
 from rankexec._gang.held import Ear
+from rankexec._gang.modes import in_modes
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
 from rankexec._gang.saving import ends_after_call
 from rankexec._gang.sets import Kept, Sets
@@ -59,6 +61,8 @@ class ChildRank:
 
     def run(self, imports: str, packed: Packed | None) -> None:
         """Run the call, whatever it comes to; at the end the caller is told."""
+        if sys.breakpointhook is sys.__breakpointhook__:
+            sys.breakpointhook = _no_breakpoint
         tensors.is_rank(self._seat.local_rank, self._seat.local_world_size)
         if self._ear is None:
             ends_after_call()
@@ -91,10 +95,11 @@ class ChildRank:
         if (self._ear or self._channel).receive()[0] != "go":
             return None
         frameworks.enter()
-        if rank is None:
-            return perform(call, context, nullcontext(), self._report, self._info)
-        with rank.standing(context):
-            return perform(call, context, rank, self._report, self._info)
+        with in_modes(call.modes):
+            if rank is None:
+                return perform(call, context, nullcontext(), self._report, self._info)
+            with rank.standing(context):
+                return perform(call, context, rank, self._report, self._info)
 
     def _report(self, error: BaseException | None, value: Any) -> None:
         self._succeeded = error is None
@@ -135,6 +140,17 @@ class ChildRank:
         packed = _pack_raised(self._info.rank, when, error)
         self._channel.send(kind, (self._info, more), packed)
         packed.close()
+
+
+def _no_breakpoint(*args: Any, **kwargs: Any) -> Any:
+    """Be `breakpoint()`: pdb would read from no terminal, and raise BdbQuit."""
+    if "PYTHONBREAKPOINT" in os.environ:  # another debugger, or none
+        return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100  # the user asks for it
+    rank = os.environ.get("RANK")
+    raise RuntimeError(
+        f"breakpoint() on rank {rank}, a child, which has no terminal: RankedExecutor(..., "
+        f"caller_rank={rank}) runs it in the calling process"
+    )
 
 
 def _not_shippable(rank: int, value: Any, refused: BaseException) -> NotShippable:
