@@ -379,7 +379,7 @@ def test_what_a_context_yields(make_executor, variables, kind, says) -> None:
 @with_children_only
 def test_breakpoint(make_executor, monkeypatch) -> None:
     """A child has no terminal, and says where there is one; `PYTHONBREAKPOINT` goes before."""
-    error = make_executor(2).submit(breakpoint).exception()
+    error = make_executor(1).submit(breakpoint).exception()
     assert isinstance(error, RuntimeError)
     assert "RankedExecutor(..., caller_rank=0) runs it in the calling process" in str(error)
     monkeypatch.setenv("PYTHONBREAKPOINT", "0")
