@@ -181,6 +181,34 @@ def test_windows_caller_killed(tmp_path):
     wait_until(lambda: not any(is_running(pid) for pid in ranks), "the ranks' end")
 
 
+FROZEN = """
+import multiprocess, sys
+from rankexec import RankedExecutor
+
+print("started")
+sys.frozen = True
+for _ in range(2):
+    for start_method in ("forkserver", "spawn"):
+        try:
+            executor = RankedExecutor(2, launcher=rankexec.LocalLauncher(start_method))
+            print(executor.submit(len, "ab").result())
+        except RuntimeError as error:
+            print(error)
+    multiprocess.set_executable(sys.argv[0] + ".python")
+"""
+
+
+def test_a_frozen_application(tmp_path):
+    """It is told so, and never started by itself; with a Python that it names ranks start."""
+    (tmp_path / "script.py.python").symlink_to(sys.executable)
+    printed = run_script(tmp_path, "import rankexec" + FROZEN).splitlines()
+    assert printed[0] == "started"
+    for said in printed[1:3]:
+        assert "this application is frozen" in said
+        assert "multiprocess.set_executable(" in said
+    assert printed[3:] == ["2", "2"]
+
+
 REFUSED = {
     "pidfd_open": (434, None),
     "memfd_create": (319, None),
