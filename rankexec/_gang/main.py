@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def note_main(fn: Any) -> None:
     modules = sys.modules["__main__"].__dict__
     if "get_ipython" in modules:
         return
-    for namespace in (*_namespaces_of(fn), *_callers()):
+    for namespace in itertools.chain(_namespaces_of(fn), _callers()):
         if is_main(namespace.get("__name__")):
             _noted = None if namespace is modules else namespace
             return
