@@ -133,8 +133,6 @@ class Breakable:
 
         That frees it from a rendezvous, or from a peer that has gone silent.
         """
-        if self.cleans_up():
-            return
         self._cut_sockets()
         abort, self._abort = self._abort, None
         if abort is None:
