@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import signal
 import sys
@@ -63,7 +62,7 @@ class Breakable:
         self._break_signal: int | None = None
         self._abort: Callable[[], None] | None = None
         self._grace = GRACE_SECONDS if own_sockets is None else GRACE_IN_SESSION_SECONDS
-        self._sent_at = self._told_at = -math.inf
+        self._told_at = 0.0
 
     @contextmanager
     def standing(self, context: AbstractContextManager[Any]) -> Iterator[None]:
@@ -72,7 +71,7 @@ class Breakable:
         self._abort = getattr(context, "caller_abort", None)
         own = self._own_sockets
         self._spared_sockets = open_sockets().keys() - (own or ())
-        with self._break_handler(), _unnoticed(self.insist):
+        with self._break_handler(), _unnoticed():
             try:
                 yield
             finally:
@@ -105,28 +104,28 @@ class Breakable:
         """
         with self._lock:
             self._broken = True
-            if not self._inside or self.cleans_up() or self._is_spared(self._sent_at):
+            if not self._inside or self.cleans_up():
                 return
             if self._break_signal is not None:
                 signal.pthread_kill(self._thread, self._break_signal)
             else:  # another thread; or the user has taken every signal that would do
-                self._sent_at = time.monotonic()  # that it has come nobody can know
+                self.told()  # soon; nobody can know when
                 _set_async_exc(self._thread, GangEnded)
 
     def told(self) -> None:
-        """Note that the end of the call has just been raised in the user's code."""
-        self._told_at = time.monotonic()
+        """Note that the end of the call is raised in the user's code."""
+        self._told_at = self._told_at or time.monotonic()
 
     def cleans_up(self) -> bool:
-        """Return whether the user's code has been told, and has time left."""
-        return self._is_spared(self._told_at)
+        """Return whether the user's code is at its `except` or `finally`, and has time left.
+
+        What torch has swallowed, or a `__del__`, is to be raised again at once.
+        """
+        return time.monotonic() - self._told_at < self._grace and _handles_the_end(self._thread)
 
     def insist(self) -> None:
-        """Give it no more time: what was raised was lost, or the user asks for the second time."""
-        self._sent_at = self._told_at = -math.inf
-
-    def _is_spared(self, since: float) -> bool:
-        return time.monotonic() - since < self._grace
+        """Give it no more time: the user asks for the second time."""
+        self._grace = 0.0
 
     def cut_off(self) -> None:
         """Have the context abort, and end what this rank's sockets are connected to, or wait for.
@@ -210,13 +209,11 @@ class Breakable:
 
 
 @contextmanager
-def _unnoticed(lost: Callable[[], None]) -> Iterator[None]:
-    """Call `lost`, and say nothing, where `GangEnded` was raised in a `__del__`: it comes again."""
+def _unnoticed() -> Iterator[None]:
+    """Say nothing where `GangEnded` was raised in a `__del__` and lost: it comes again."""
     previous = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if unraisable.exc_type in (GangEnded, KeyboardInterrupt):
-            lost()
         if unraisable.exc_type is not GangEnded:
             previous(unraisable)
 
@@ -231,6 +228,21 @@ def _unnoticed(lost: Callable[[], None]) -> Iterator[None]:
 _BREAK_SIGNALS = [
     getattr(signal, name) for name in ("SIGURG", "SIGUSR2", "SIGUSR1") if hasattr(signal, name)
 ]
+
+
+def _handles_the_end(thread: int) -> bool:
+    """Return whether a thread handles what has ended its call, or what came of that."""
+    found: Any = sys._current_exceptions().get(thread)
+    error = found[1] if isinstance(found, tuple) else found  # before Python 3.12
+    for _ in range(_CHAIN):
+        if isinstance(error, (GangEnded, KeyboardInterrupt)):
+            return True
+        error = getattr(error, "__context__", None)
+    return False
+
+
+_CHAIN = 100
+"""Exceptions that are looked at: each came while the one before was handled. It may be a circle."""
 
 
 def _set_async_exc(thread: int, exception: type[BaseException] | None) -> None:
