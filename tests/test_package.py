@@ -47,7 +47,8 @@ LAYERS = """
     _gang.reducers              _gang.names
     _gang.arrays                _gang.storages
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
-    _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
+    _gang.dynamic               _gang.refusals      _gang.transient     _gang.parts
+    _gang.known
     _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.namespace             _gang.deep          _gang.identity
