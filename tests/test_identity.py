@@ -635,3 +635,28 @@ def test_tensors_and_their_storages(tmp_path, caller_rank):
     out = run_script(tmp_path, TENSORS.format(caller_rank=caller_rank))
     ranks = [([0.0, n, n, 0.0], [5.0, 5.0]) for n in (1.0, 2.0)]
     assert out == f"{ranks}\n" + "[True, True]\n" * 3
+
+
+HOOKS = """\
+import torch
+from rankexec import RankedExecutor
+
+module = torch.nn.Linear(1, 1)
+module.register_forward_hook(lambda *given: given[2] * 0)
+
+with RankedExecutor(2, caller_rank={caller_rank}, gather=True).session() as session:
+
+    def add():
+        module.register_forward_hook(lambda *given: None)
+        return module(torch.ones(1)).abs().item(), len(module._forward_hooks)
+
+    print(session.submit(add).result())
+"""
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_hooks_of_ranks_replace_none_that_came(tmp_path, caller_rank):
+    """Torch counts them in each process, and a rank would begin where the caller has."""
+    pytest.importorskip("torch")
+    out = run_script(tmp_path, HOOKS.format(caller_rank=caller_rank))
+    assert out == f"{[(0.0, 2)] * 2}\n"

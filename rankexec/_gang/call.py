@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from rankexec._gang.deferred import Interruptible
-from rankexec._gang.schedules import Amendment
+from rankexec._gang.schedules import Amendment, next_hook_id
 from rankexec._torch import peak_gpu_memory
 
 __all__ = (
@@ -85,6 +85,8 @@ class Call:
     """What the caller's schedulers have set in optimizers that the ranks of a session have."""
     recursion_limit: int = field(default_factory=sys.getrecursionlimit)
     """The caller's."""
+    hook_id: int = field(default_factory=next_hook_id)
+    """Of torch's hooks, in the caller: those that travel have smaller ones."""
 
 
 @dataclass
