@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import guardian_pids
+from helpers import guardian_pids, run_python
 
 from rankexec import LocalLauncher, RankedExecutor, TorchDDPCtx
 from rankexec.launchers import local
@@ -35,6 +35,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     choices = ["forkserver", "standby", "spawn"]
     parser.addoption("--launcher", choices=choices, default=choices[0])
     parser.addoption("--screenshots", metavar="DIR", help="where test_jupyterlab keeps pictures")
+
+
+FRESH = "RANKEXEC_TESTS_FRESH"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is marked `fresh` in an interpreter of its own."""
+    if pyfuncitem.get_closest_marker("fresh") is None or FRESH in os.environ:
+        return None
+    name = f"{pyfuncitem.path}::{pyfuncitem.nodeid.partition('::')[2]}"
+    launcher = f"--launcher={pyfuncitem.config.getoption('--launcher')}"
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", launcher, name]
+    done = run_python(command, pyfuncitem.path.parent, env={FRESH: "1"}, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 def _children() -> list[str]:

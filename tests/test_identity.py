@@ -46,6 +46,12 @@ class Slotted:
         self.value = value
 
 
+class Sentinel:
+    """Nothing but itself: the garbage collector does not know of it."""
+
+    __slots__ = ()
+
+
 class Tagged(dict):
     """A subclass, which has both."""
 
@@ -60,6 +66,8 @@ KINDS = {
     "a subclass of dict": Tagged,
     "an instance": Node,
     "with slots": Slotted,
+    "an object": object,
+    "a sentinel": Sentinel,
     "a cell": types.CellType,
     "a namespace": types.SimpleNamespace,
 }
@@ -129,6 +137,100 @@ def test_what_belongs_to_an_object(session, inner):
     assert all_of(session.submit(lambda x: x is faulty_ranks.kept["it"].one, inner))
     deep = node.more["deep"][0]
     assert all_of(session.submit(lambda x: x is faulty_ranks.kept["it"].more["deep"][0], deep))
+
+
+def roll():
+    """Take the first out of the lists that this rank has kept, and put in another."""
+    it = faulty_ranks.kept["it"]
+    it.rows.pop(0)
+    it.rows.append(["new"])
+    del it.slots[0]
+    it.slots[2] = ["new"]
+
+
+def test_rows_that_move(session):
+    """A row is itself, wherever it is now; what has come to its place, or its address, is not."""
+    node = Node(rows=[[n] for n in range(4)], slots={0: ["a"], 1: ["b"]})
+    session.submit(keep, it=node).result()
+    row, slot, first = node.rows[2], node.slots[1], node.rows[0]
+    session.submit(roll).result()
+
+    def look(row, slot):
+        it = faulty_ranks.kept["it"]
+        return row is it.rows[1] and slot is it.slots[1]
+
+    assert all_of(session.submit(look, row, slot))
+    with pytest.warns(RuntimeWarning, match=r"was below Node \(\.rows\[0\]\) is on no rank"):
+        found = session.submit(lambda x: (x, x in faulty_ranks.kept["it"].rows), first).result()
+    assert found == [([0], False)] * 2
+
+
+@pytest.mark.parametrize("inner", ["a number", "an object"])
+@pytest.mark.parametrize("owner", ["an object", "a name"])
+def test_row_that_is_taken_out(session, inner, owner):
+    """It is the one that a rank has kept elsewhere, though another one is now in its place."""
+    rows = [[Node() if inner == "an object" else n] for n in range(3)]
+    if owner == "an object":
+        node = Node(rows=rows)
+        session.submit(keep, it=node).result()
+    else:
+        session.push(taken_from=rows)
+    row = rows[1]
+
+    def take_out():
+        rows = main_namespace().get("taken_from") or faulty_ranks.kept["it"].rows
+        faulty_ranks.kept = {"row": rows.pop(1), "rows": rows}
+        rows.insert(1, ["new"])
+
+    session.submit(take_out).result()
+    assert all_of(session.submit(is_kept, "row", row))
+    assert all_of(session.submit(is_kept, "rows", rows))
+
+
+@pytest.mark.parametrize("owner", ["an object", "a name"])
+def test_rows_of_a_name_that_move(session, owner):
+    """The same in lists and dicts alone."""
+    table = {"rows": [[Node() if owner == "an object" else n] for n in range(3)]}
+    session.push(table=table)
+    row = table["rows"][1]
+    session.run_cell("table['rows'].pop(0); table['rows'].append(['new'])")
+    assert all_of(session.submit(lambda x: x is main_namespace()["table"]["rows"][0], row))
+
+
+def test_row_of_what_is_gone(session):
+    """A list that outlives what it belonged to is the same on both sides."""
+    node = Node(rows=[[0], [1]])
+    session.submit(keep, it=node).result()
+    rows = node.rows
+
+    def let_go():
+        faulty_ranks.kept = {"rows": faulty_ranks.kept["it"].rows}
+
+    session.submit(let_go).result()
+    del node
+    assert all_of(session.submit(is_kept, "rows", rows))
+    assert all_of(session.submit(lambda row: row is faulty_ranks.kept["rows"][1], rows[1]))
+
+
+def test_cycle_through_a_list_is_gone(session):
+    """What holds a list does so no longer when its object is garbage, here and there."""
+
+    def fill():
+        it = faulty_ranks.kept["it"]
+        it.rows.append(it)
+        it.more["deep"].append(it)
+        faulty_ranks.seen = weakref.ref(it)
+
+    def is_gone():
+        faulty_ranks.kept = {}
+        gc.collect()
+        return faulty_ranks.seen() is None
+
+    node = Node(rows=[], more={"deep": []})
+    session.submit(keep, it=node).result()
+    session.submit(fill).result()
+    del node
+    assert all_of(session.submit(is_gone))
 
 
 def test_objects_together(session):
@@ -533,3 +635,28 @@ def test_tensors_and_their_storages(tmp_path, caller_rank):
     out = run_script(tmp_path, TENSORS.format(caller_rank=caller_rank))
     ranks = [([0.0, n, n, 0.0], [5.0, 5.0]) for n in (1.0, 2.0)]
     assert out == f"{ranks}\n" + "[True, True]\n" * 3
+
+
+HOOKS = """\
+import torch
+from rankexec import RankedExecutor
+
+module = torch.nn.Linear(1, 1)
+module.register_forward_hook(lambda *given: given[2] * 0)
+
+with RankedExecutor(2, caller_rank={caller_rank}, gather=True).session() as session:
+
+    def add():
+        module.register_forward_hook(lambda *given: None)
+        return module(torch.ones(1)).abs().item(), len(module._forward_hooks)
+
+    print(session.submit(add).result())
+"""
+
+
+@pytest.mark.parametrize("caller_rank", [0, None])
+def test_hooks_of_ranks_replace_none_that_came(tmp_path, caller_rank):
+    """Torch counts them in each process, and a rank would begin where the caller has."""
+    pytest.importorskip("torch")
+    out = run_script(tmp_path, HOOKS.format(caller_rank=caller_rank))
+    assert out == f"{[(0.0, 2)] * 2}\n"

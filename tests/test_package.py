@@ -49,8 +49,9 @@ LAYERS = """
     _gang.arrays                _gang.storages      _gang.whole         _gang.hints
     _gang.exceptions
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
-    _gang.dynamic               _gang.refusals      _gang.transient     _gang.known
-    _gang.alike                 _gang.enums
+    _gang.dynamic               _gang.refusals      _gang.transient     _gang.parts
+    _gang.known                 _gang.enums
+    _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.namespace             _gang.deep          _gang.identity
     _checks                     _slots              _gang.finish

@@ -14,9 +14,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankexec._gang.alike import alike, walk
-from rankexec._gang.identity import Held, Met, Number, Way, below, find, met, nobody_else_holds
-from rankexec._gang.known import Below, InMain, Reference, Weak
+from rankexec._gang.identity import (
+    Held,
+    Number,
+    Path,
+    Way,
+    below,
+    find,
+    inner_objects,
+    met,
+    nobody_else_holds,
+)
+from rankexec._gang.known import InMain, Part, Reference, Weak
 from rankexec._gang.main import main_namespace
+from rankexec._gang.parts import Parts
 from rankexec._gang.travelled import Span
 
 __all__ = ("Arrived", "Spare")
@@ -38,12 +49,14 @@ class Arrived:
     """The objects that have come, as long as anything in this process refers to them."""
 
     def __init__(self) -> None:
-        self._own: dict[Number, Weak | Held | InMain | Below] = {}
+        self._own: dict[Number, Weak | Held | InMain] = {}
         self._held: dict[Number, Held] = {}
+        self._parts = Parts()
         self._in_main: dict[Number, InMain] = {}
         self._looked = 0
         """How many of these there were when it was looked for those that are gone."""
         self._dropped: list[int] = []
+        self._forget_with = _dropping(self._own, self._parts, self._dropped)
         self._young: list[Number] = []
         """What the present call has brought."""
         self._first = 0
@@ -68,24 +81,32 @@ class Arrived:
 
     def _take(
         self, objects: Iterable[tuple[int, Any]], number_of: Callable[[int], Number | None]
-    ) -> Met:
+    ) -> None:
         found = met(objects)
+        owners: dict[int, Weak] = {}
         for place, obj in found.weak:
             if (number := number_of(place)) is not None:
-                weak = Weak(obj, _dropping(self._own, self._dropped))
-                weak.number = number
-                self._own[number] = weak
+                weak = Weak(obj, self._forget_with)
+                weak.number, weak.parts, weak.own = number, [], None
+                self._own[number] = owners[id(obj)] = weak
                 self._young.append(number)
+        for place, obj, way in found.below:
+            self._note_part(obj, number_of(place), owners.get(id(way.owner)), way.path)
         loose = {id(obj): (place, obj) for place, obj in found.loose}
         for (place, obj), path in below(_holding(loose), loose):
-            if (number := number_of(place)) is not None:
+            if len(path) > 1 and not any(True for _ in inner_objects(obj)):
+                self._note_part(obj, number_of(place), None, path)
+            elif (number := number_of(place)) is not None:
                 self._own[number] = self._in_main[number] = InMain(obj, path)
         for place, obj in loose.values():
             if (number := number_of(place)) is not None:
                 self._own[number] = self._held[number] = Held(obj)
                 self._young.append(number)
         self._forget_replaced()
-        return found
+
+    def _note_part(self, obj: Any, number: Number | None, owner: Weak | None, path: Path) -> None:
+        if number is not None:
+            self._own[number] = self._parts.note(obj, number, owner, path)
 
     def _forget_replaced(self) -> None:
         """Forget lists and dicts that are no longer where they were, when there are many."""
@@ -121,9 +142,7 @@ class Arrived:
             )
         unpickler = _Unpickler(self, spare.stream, spare.buffers)
         value: list[Any] = unpickler.load()
-        for place, _, way in self._take(unpickler.memo.copy().items(), numbers.get).below:
-            if (part := numbers.get(place)) is not None:
-                self._own[part] = Below(weakref.ref(way.owner), way.path)
+        self._take(unpickler.memo.copy().items(), numbers.get)
         return value
 
     def dropped(self, *, collect: bool) -> list[Span]:
@@ -146,6 +165,7 @@ class Arrived:
             for number in alone:
                 del self._held[number], self._own[number]
                 _drop(number, self._dropped)
+        _forget_parts(self._own, self._dropped, self._parts.unheld())
 
 
 _FEW = 100
@@ -161,13 +181,26 @@ def _place(first: int, name: str, place: int) -> Number:
     return first, name, place
 
 
-def _dropping(own: dict[Number, Any], dropped: list[int]) -> Callable[[Any], None]:
-    def drop(weak: Weak) -> None:
+def _dropping(
+    own: dict[Number, Any], parts: Parts, dropped: list[int]
+) -> Callable[[weakref.ref[Any]], None]:
+    """Return what is called when an object is gone; it holds the tables, not who has them."""
+
+    def drop(weak: Any) -> None:
         if weak.number in own and own[weak.number] is weak:
             del own[weak.number]
             _drop(weak.number, dropped)
+        _forget_parts(own, dropped, parts.without(weak))
 
     return drop
+
+
+def _forget_parts(own: dict[Number, Any], dropped: list[int], parts: Iterable[Part]) -> None:
+    for part in parts:
+        for number in part.numbers:
+            if own.get(number) is part:
+                del own[number]
+                _drop(number, dropped)
 
 
 def _drop(number: Number, dropped: list[int]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from rankexec._gang.deferred import Interruptible
 from rankexec._gang.modes import Modes, modes
-from rankexec._gang.schedules import Amendment
+from rankexec._gang.schedules import Amendment, next_hook_id
 from rankexec._torch import peak_gpu_memory
 
 __all__ = (
@@ -88,6 +88,8 @@ class Call:
     """The caller's."""
     modes: Modes | None = field(default_factory=modes)
     """Gradients, inference mode and autocast of the calling thread."""
+    hook_id: int = field(default_factory=next_hook_id)
+    """Of torch's hooks, in the caller: those that travel have smaller ones."""
 
 
 @dataclass

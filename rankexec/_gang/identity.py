@@ -3,15 +3,15 @@
 What can be changed is one object, wherever it is met. All that a pickler has met stands in its
 memo, numbered, and in the unpickler's under the same numbers: so both sides know each object by the
 number of its call and its own. Neither side holds it. Most are known by weak references. Lists and
-dicts have none: those below an object are known by the way from there, others are held until it is
-seen that nobody else does.
+dicts have none: those below an object are held with it, others until it is seen that nobody else
+does.
 """
 
 from __future__ import annotations
 
 import enum
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from sys import getrefcount
@@ -26,14 +26,18 @@ __all__ = (
     "Way",
     "attributes_of",
     "below",
+    "count_of",
     "find",
     "find_in",
+    "held_alone",
+    "inner_objects",
     "items_of",
     "met",
     "nobody_else_holds",
 )
 
 Key = TypeVar("Key")
+_Held = TypeVar("_Held", bound="Held")
 Number: TypeAlias = "int | tuple[int, str, int]"
 """Of an object. Of one that ranks have made: the call's, the name that has it, and its place."""
 
@@ -122,7 +126,14 @@ def _find_whether(kind: type) -> bool | None:
         return True
     # What is nothing to the garbage collector refers to nothing: a dtype, a date.
     changes = issubclass(kind, bytearray) or kind.__flags__ & _COLLECTED
-    return False if changes else None
+    return False if changes or _is_nothing_else(kind) else None
+
+
+def _is_nothing_else(kind: type) -> bool:
+    """Return whether instances are told apart by what they are alone: sentinels."""
+    equal: Any = kind.__eq__
+    made = kind.__flags__ & _MADE_AT_RUN_TIME
+    return kind is object or bool(made and equal is object.__eq__)
 
 
 _known_kinds: dict[type, bool | None] = {}
@@ -176,6 +187,19 @@ def items_of(container: Any) -> Iterator[tuple[str | int, Any]]:
         yield from enumerate(list.copy(container))
 
 
+def inner_objects(container: Any) -> Iterator[Any]:
+    """Yield what is in a list or dict, and in those in it, and can be referred to weakly."""
+    seen: set[int] = set()
+    waiting = [container]
+    while waiting and len(seen) < _MANY:
+        seen.add(id(container := waiting.pop()))
+        for _, item in items_of(container):
+            if type(item).__weakrefoffset__:
+                yield item
+            elif isinstance(item, (dict, list)) and id(item) not in seen:
+                waiting.append(item)
+
+
 def find(way: Way) -> Any:
     """Return what is at the end of a way just now; None if there is nothing."""
     return find_in(attributes_of(way.owner), way.path)
@@ -202,6 +226,20 @@ def nobody_else_holds(held: Mapping[Key, Held]) -> list[Key]:
     """Return the keys of those objects that are held here alone; call it until there are none."""
     counts = map(getrefcount, map(_object, held.values()))
     return [key for key, count in zip(held, counts, strict=True) if count <= _ALONE]
+
+
+def count_of(held: Held) -> int:
+    """Return how often an object that is held here is held elsewhere; 0 also if it is none."""
+    if held.obj is None:
+        return 0
+    return next(map(getrefcount, map(_object, [held]))) - _ALONE
+
+
+def held_alone(held: Sequence[_Held]) -> list[_Held]:
+    """Return those whose objects are held here alone, or that hold none; fast."""
+    counts = map(getrefcount, map(_object, held))
+    found = [one for one, count in zip(held, counts, strict=True) if count <= _ALONE]
+    return found + [one for one in held if one.obj is None]
 
 
 _object = attrgetter("obj")

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 
 from rankexec._gang.alike import alike, walk
 from rankexec._gang.identity import Number, met, nobody_else_holds
-from rankexec._gang.known import Below, Kept, Reference, Weak
+from rankexec._gang.known import Kept, Part, Reference, Weak
 from rankexec._gang.output import warn
+from rankexec._gang.parts import Parts
 from rankexec._gang.schedules import Optimizers
 
 __all__ = ("Memo", "Span", "Travelled")
@@ -38,8 +39,9 @@ class Travelled:
     def __init__(self, children: int) -> None:
         self.optimizers = Optimizers()
         self._children = children
-        self._known: dict[int, Weak | Kept | Below] = {}
+        self._known: dict[int, Weak | Kept | Part] = {}
         self._held: dict[int, Kept] = {}
+        self._parts = Parts()
         self._ids: dict[Number, int] = {}
         """Of those that have a number of their own, by that."""
         self._dropped: Counter[Number] = Counter()
@@ -59,7 +61,7 @@ class Travelled:
     def reference(self, obj: Any) -> Reference | None:
         """Return what stands for an object that the ranks have; None for others."""
         known = self._is(id(obj), obj)
-        if known is None or self._is_unlike(reference := known.refer()):
+        if known is None or self._is_replaced(known) or self._is_unlike(reference := known.refer()):
             return None
         return reference
 
@@ -72,7 +74,20 @@ class Travelled:
         """Return, of what of a memo has a number of its own here, that, by the one in the memo."""
         ids = self._known.keys() & memo.keys()
         found = ((memo[key][0], self._is(key, memo[key][1])) for key in ids)
-        return {place: known.number for place, known in found if isinstance(known, (Weak, Kept))}
+        return {place: known.number for place, known in found if known is not None}
+
+    def _is_replaced(self, known: Weak | Kept | Part) -> bool:
+        """Return whether the ranks have no such thing where it was; warn if so, once."""
+        if not isinstance(known, Part) or not known.replaced:
+            return False
+        owner = None if known.owner is None else known.owner()
+        warn(
+            f"the {type(known.obj).__name__} that was below {type(owner).__qualname__} "
+            f"({known.place()}) is on no rank any more; a call brings them a copy of the "
+            f"caller's, which belongs to nothing"
+        )
+        self._forget(known)
+        return True
 
     def _is_unlike(self, reference: Reference) -> bool:
         """Return whether nobody can say which of a rank's objects it is; warn if so."""
@@ -85,7 +100,7 @@ class Travelled:
         )
         return True
 
-    def _is(self, key: int, obj: Any) -> Weak | Kept | Below | None:
+    def _is(self, key: int, obj: Any) -> Weak | Kept | Part | None:
         known = self._known.get(key)
         return known if known is not None and known() is obj else None
 
@@ -133,45 +148,60 @@ class Travelled:
             kept = Kept(obj, number_of(place), call)
             self._note(obj, kept)
             self._held[id(obj)] = kept
-        for _, obj, way in found.below:
+        for place, obj, way in found.below:
             if isinstance(owner := self._is(id(way.owner), way.owner), Weak):
-                owner.parts.append(id(obj))
-                self._note(obj, Below(owner, way.path))
+                self._forget_earlier(obj)
+                part = self._parts.note(obj, number_of(place), owner, way.path)
+                part.used = call
+                self._note(obj, part)
 
     def _weak(self, obj: Any, number: Number, call: int) -> Weak:
-        weak = Weak(obj, _forgetting(self._known, self._ids, id(obj)))
-        weak.number, weak.used, weak.parts = number, call, []
+        weak = Weak(obj, _forgetting(self._known, self._ids, self._parts, id(obj)))
+        weak.number, weak.used, weak.parts, weak.own = number, call, [], None
         return weak
 
-    def _note(self, obj: Any, known: Weak | Kept | Below) -> None:
-        if not isinstance(before := self._known.get(id(obj)), Below) and before is not None:
-            self._forget(before)
+    def _note(self, obj: Any, known: Weak | Kept | Part) -> None:
+        self._forget_earlier(obj)
         self._known[id(obj)] = known
-        if not isinstance(known, Below):
-            self._ids[known.number] = id(obj)
+        self._ids[known.number] = id(obj)
 
-    def _by_number(self, number: Number) -> Weak | Kept | None:
-        known = self._known.get(self._ids.get(number, 0))
-        return None if isinstance(known, Below) else known
+    def _forget_earlier(self, obj: Any) -> None:
+        if (before := self._known.get(id(obj))) is not None:
+            self._forget(before)
+
+    def _by_number(self, number: Number) -> Weak | Kept | Part | None:
+        return self._known.get(self._ids.get(number, 0))
 
     def forget_unheld(self) -> None:
         """Forget lists and dicts that only this holds, and what is in them."""
         while alone := nobody_else_holds(self._held):
             for key in alone:
                 self._forget(self._held[key])
+        _forget_parts(self._known, self._ids, self._parts.unheld())
 
     def dropped(self, spans: Iterable[Span], call: int) -> None:
         """Note what one rank has no longer after a call. What none has will travel again.
 
         A later call, which is on its way, may have brought it once more.
         """
+        parts = []
         for start, stop in spans:
             for number in range(start, stop):
                 known = self._by_number(number)
                 if known is not None and known.used <= call:
                     self._dropped[number] += 1
-                    if self._dropped[number] >= self._children:
+                    if self._dropped[number] < self._children:
+                        continue
+                    if isinstance(known, Part):
+                        parts.append(known)
+                    else:
                         self._forget(known)
+        for part in parts:
+            owner = None if part.owner is None else part.owner()
+            if owner is not None and self.has(owner):
+                part.replaced = True
+            else:
+                self._forget(part)
 
     def _forget(self, known: Any) -> None:
         key = self._ids.pop(known.number, None)
@@ -180,11 +210,12 @@ class Travelled:
             del self._known[key]
         if key is not None and self._held.get(key) is known:
             del self._held[key]
-        _forget_parts(self._known, known)
+        if isinstance(known, Part):
+            self._parts.remove(known)
 
 
 def _forgetting(
-    known: dict[int, Any], ids: dict[Number, int], key: int
+    known: dict[int, Any], ids: dict[Number, int], parts: Parts, key: int
 ) -> Callable[[weakref.ref[Any]], None]:
     """Return what is called when an object is gone; it holds the tables, not who has them."""
 
@@ -192,13 +223,13 @@ def _forgetting(
         ids.pop(weak.number, None)
         if known.get(key) is weak:
             del known[key]
-        _forget_parts(known, weak)
+        _forget_parts(known, ids, parts.without(weak))
 
     return forget
 
 
-def _forget_parts(known: dict[int, Any], owner: Any) -> None:
-    for part in getattr(owner, "parts", ()):
-        belongs = known.get(part)
-        if isinstance(belongs, Below) and belongs.owner is owner:
-            del known[part]
+def _forget_parts(known: dict[int, Any], ids: dict[Number, int], parts: Iterable[Part]) -> None:
+    for part in parts:
+        ids.pop(part.number, None)
+        if known.get(part.address) is part:
+            del known[part.address]
