@@ -93,6 +93,7 @@ NOT_OURS = {
     "caller_rank=0: ExecutorDeadlockTest.test_crash_during_result_pickle_on_worker": _UNPICKLED,
     "caller_rank=0: ExecutorDeadlockTest.test_exit_during_result_pickle_on_worker": _UNPICKLED,
     "caller_rank=0: ExecutorDeadlockTest.test_error_during_result_pickle_on_worker": _UNPICKLED,
+    "caller_rank=None: ExecutorDeadlockTest.test_exit_during_result_pickle_on_worker": _UNBROKEN,
     "ExecutorDeadlockTest.test_exit_at_task_unpickle": _UNBROKEN,
     "ExecutorDeadlockTest.test_error_at_task_unpickle": _UNBROKEN,
     "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler": _UNBROKEN,
