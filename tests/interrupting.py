@@ -33,6 +33,8 @@ class Interrupting:
     def run(self, function: Callable[[], Any]) -> Any:
         """Run it. Raises what it raises: KeyboardInterrupt, if nothing held that back."""
         before = sys.gettrace()
+        # Python 3.12 looks at this when a trace function is set, and not again.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._on_event)
         try:
             return function()
