@@ -23,9 +23,14 @@ from rankexec._slots import Slots
 
 # The interpreter of CPython 3.11 goes round in circles when a long-lived process traces opcodes, in
 # C and in a frame of a test: seen with gdb, in each of three whole runs, and never in a fresh one.
-fresh = pytest.mark.fresh
 # 3.12.1 ends by SIGSEGV in its own eval loop.
-traced = pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="CPython 3.12 crashes of it")
+
+
+def fresh(test: Callable[..., object]) -> Callable[..., object]:
+    """Mark a test that traces opcodes."""
+    crashes = sys.version_info[:2] == (3, 12)
+    return pytest.mark.fresh(pytest.mark.skipif(crashes, reason="CPython 3.12 crashes of it")(test))
+
 
 MOMENTS = 25
 """How many of thousands are tried of what takes processes, drawn with a fixed seed."""
@@ -69,7 +74,6 @@ def interrupt(moment: int, function: Callable[[], object]) -> bool:
     return interrupting.reached
 
 
-@traced
 @fresh
 def test_devices() -> None:
     """A gang's, and a session's, are given back."""
@@ -131,7 +135,6 @@ def test_devices_of_many_threads() -> None:
     assert (slots._free, slots._held, list(slots._queue)) == (["a", "b", "c"], set(), [])
 
 
-@traced
 @fresh
 def test_turn() -> None:
     """The next gang with a caller's rank gets its turn."""
@@ -147,7 +150,6 @@ def test_turn() -> None:
     assert at_every_moment(take, check) > 30
 
 
-@traced
 @fresh
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see below
 @pytest.mark.parametrize("caller_rank", [0, None])
@@ -171,7 +173,6 @@ def test_submit_and_shutdown(caller_rank) -> None:
 
 
 # Python drops what is raised in the callback of a weak reference, and says so.
-@traced
 @fresh
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("caller_rank", [0, None])
@@ -186,7 +187,6 @@ def test_an_executors_life(caller_rank) -> None:
     at_some_moments(live, lambda: wait_until(lambda: launcher._leases == 0, "leases"))
 
 
-@traced
 @fresh
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("caller_rank", [0, None])

@@ -18,14 +18,12 @@ from rankexec._gang.identity import (
     Held,
     Number,
     Path,
-    Way,
     below,
-    find,
     inner_objects,
     met,
     nobody_else_holds,
 )
-from rankexec._gang.known import InMain, Part, Reference, Weak
+from rankexec._gang.known import InMain, Part, Weak
 from rankexec._gang.main import main_namespace
 from rankexec._gang.parts import Parts
 from rankexec._gang.travelled import Span
@@ -118,12 +116,11 @@ class Arrived:
 
     def has(self, number: Number) -> bool:
         """Return whether the object with that number is there."""
-        return self._find(Reference(number)) is not None
+        return self._find(number) is not None
 
-    def _find(self, reference: Reference) -> Any:
-        known = self._own.get(reference.number)
-        obj = None if known is None else known()
-        return find(Way(obj, reference.path)) if reference.path and obj is not None else obj
+    def _find(self, number: Number) -> Any:
+        known = self._own.get(number)
+        return None if known is None else known()
 
     def unpack(self, spare: Spare) -> list[Any]:
         """Return what a spare holds.
@@ -235,8 +232,8 @@ class _Unpickler(pickle.Unpickler):
         self._spares: dict[int, tuple[Spare, list[Any]]] = {}
 
     def persistent_load(self, pid: Any) -> Any:
-        number, path, spare, place = pid
-        found = self._arrived._find(Reference(number, path))
+        number, spare, place = pid
+        found = self._arrived._find(number)
         if found is not None:
             return found
         if spare is None:

@@ -22,8 +22,6 @@ __all__ = ("Crew",)
 
 TERMINATE_SECONDS = 30.0
 """How long ranks that were sent SIGTERM may take to end, before they are killed; as torchrun's."""
-
-
 LOOK_SECONDS = 0.25
 """How often a gang's time limit is looked at while nobody reads the caller's output."""
 

@@ -27,7 +27,6 @@ __all__ = (
     "attributes_of",
     "below",
     "count_of",
-    "find",
     "find_in",
     "held_alone",
     "inner_objects",
@@ -198,11 +197,6 @@ def inner_objects(container: Any) -> Iterator[Any]:
                 yield item
             elif isinstance(item, (dict, list)) and id(item) not in seen:
                 waiting.append(item)
-
-
-def find(way: Way) -> Any:
-    """Return what is at the end of a way just now; None if there is nothing."""
-    return find_in(attributes_of(way.owner), way.path)
 
 
 def find_in(here: Any, path: Path) -> Any:

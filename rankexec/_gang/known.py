@@ -8,20 +8,12 @@ from __future__ import annotations
 import gc
 import weakref
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankexec._gang.identity import Held, Number, Path, find_in, inner_objects
 from rankexec._gang.main import main_namespace
 
-__all__ = ("InMain", "Kept", "Part", "Reference", "Weak")
-
-
-class Reference(NamedTuple):
-    """What stands for an object that the ranks have."""
-
-    number: Number
-    """Of the object, or of the one that it belongs to."""
-    path: Path = ()
+__all__ = ("InMain", "Kept", "Part", "Weak")
 
 
 class Weak(weakref.ref):  # type: ignore[type-arg]  # of anything
@@ -36,10 +28,6 @@ class Weak(weakref.ref):  # type: ignore[type-arg]  # of anything
     parts: list[Part]
     """The lists and dicts that belong to it."""
 
-    def refer(self) -> Reference:
-        """Return what stands for it."""
-        return Reference(self.number)
-
 
 class Kept(Held):
     """In the caller, a list or another object that cannot, until nobody else holds it."""
@@ -50,10 +38,6 @@ class Kept(Held):
         super().__init__(obj)
         self.number = number
         self.used = used
-
-    def refer(self) -> Reference:
-        """Return what stands for it."""
-        return Reference(self.number)
 
 
 class Part(Held):
@@ -83,10 +67,6 @@ class Part(Held):
     def number(self) -> Number:
         """The one that it has in the caller."""
         return self.numbers[-1]
-
-    def refer(self) -> Reference:
-        """Return what stands for it."""
-        return Reference(self.number)
 
     def place(self) -> str:
         """Return where it was, for a message."""

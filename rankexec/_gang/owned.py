@@ -16,7 +16,6 @@ from rankexec._gang.arrived import Spare
 from rankexec._gang.call import Call
 from rankexec._gang.deferred import Deferred
 from rankexec._gang.identity import Number
-from rankexec._gang.known import Reference
 from rankexec._gang.names import Going
 from rankexec._gang.picklers import CallPickler, Refer, with_references
 from rankexec._gang.replay import second_attempt
@@ -87,10 +86,10 @@ class _References:
     def __call__(self, obj: Any) -> tuple[Any, ...] | None:
         """Return what stands for an object; None if the ranks do not have it."""
         if id(obj) not in self._by_id:
-            if (reference := self._going.objects.reference(obj)) is None:
+            if (number := self._going.objects.reference(obj)) is None:
                 return None
             with Deferred():  # the table of what the ranks have must be right
-                self._add(obj, reference)
+                self._add(obj, number)
         return self._by_id[id(obj)]
 
     def have_merged(self) -> bool:
@@ -98,19 +97,19 @@ class _References:
         merged, self._merged = self._merged, False
         return merged
 
-    def _add(self, obj: Any, reference: Reference) -> None:
+    def _add(self, obj: Any, number: Number) -> None:
         spare, numbers = self._spare([obj])
         same = [group for group in self._groups if not numbers.isdisjoint(group[1])]
         self._groups = [group for group in self._groups if numbers.isdisjoint(group[1])]
         objects = {key: other for group, _ in same for key, other in group.items()}
         self._groups.append(({**objects, id(obj): obj}, numbers.union(*(n for _, n in same))))
-        self._by_id[id(obj)] = (*reference, spare, 0)
-        self._going.objects.refer([reference.number, *numbers], self._going.number)
+        self._by_id[id(obj)] = (number, spare, 0)
+        self._going.objects.refer([number, *numbers], self._going.number)
         if objects:
             self._merged = True
             spare, _ = self._spare([*objects.values(), obj])
             for place, key in enumerate((*objects, id(obj))):
-                self._by_id[key] = (*self._by_id[key][:2], spare, place)
+                self._by_id[key] = (self._by_id[key][0], spare, place)
 
     def _spare(self, objects: list[Any]) -> tuple[Spare | None, set[Number]]:
         """Return them by value, and the numbers of all that; None if they cannot travel now."""

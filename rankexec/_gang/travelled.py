@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from rankexec._gang.alike import alike, walk
 from rankexec._gang.identity import Number, met, nobody_else_holds
-from rankexec._gang.known import Kept, Part, Reference, Weak
+from rankexec._gang.known import Kept, Part, Weak
 from rankexec._gang.output import warn
 from rankexec._gang.parts import Parts
 from rankexec._gang.schedules import Optimizers
@@ -58,12 +58,12 @@ class Travelled:
         """Return whether the ranks have an object."""
         return self._is(id(obj), obj) is not None
 
-    def reference(self, obj: Any) -> Reference | None:
+    def reference(self, obj: Any) -> Number | None:
         """Return what stands for an object that the ranks have; None for others."""
         known = self._is(id(obj), obj)
-        if known is None or self._is_replaced(known) or self._is_unlike(reference := known.refer()):
+        if known is None or self._is_replaced(known) or self._is_unlike(known.number):
             return None
-        return reference
+        return known.number
 
     def reached(self, memo: Memo) -> bool:
         """Return whether the ranks have something of a memo."""
@@ -89,9 +89,8 @@ class Travelled:
         self._forget(known)
         return True
 
-    def _is_unlike(self, reference: Reference) -> bool:
+    def _is_unlike(self, number: Number) -> bool:
         """Return whether nobody can say which of a rank's objects it is; warn if so."""
-        number = reference.number
         if isinstance(number, int) or number[2] == 0 or number[:2] not in self._unlike:
             return False
         warn(
