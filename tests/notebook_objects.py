@@ -1576,6 +1576,16 @@ expected = holder(torch.ones(3)).tolist()""",
         needs="torch",
     ),
     Kind(
+        "a parameter with its gradient and its hooks",
+        """\
+import torch
+weights = torch.nn.Parameter(torch.ones(3))
+weights.register_hook(lambda gradient: gradient.clamp(max=2.0))
+(weights * 7).sum().backward()""",
+        "(weights.sum().backward(), weights.grad.tolist())[1] == [3.0] * 3",
+        needs="torch",
+    ),
+    Kind(
         "tensors that share memory",
         """\
 import torch

@@ -63,7 +63,7 @@ LAYERS = """
     _gang.stacks                _gang.trackers
     _notebook.options           _notebook.apps      _gang.frameworks    _gang.sets
     _gang.modes
-    _gang.schedules
+    _gang.schedules             _gang.gradients
     _notebook                   _notebook.syntax    _notebook.shown
     _gang                       _map                contexts            errors
     _gang.saving

@@ -94,6 +94,51 @@ def test_what_is_shared_stays_shared(size):
     assert arrived["a"].weight is arrived["b"].weight
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, torch.Tensor.requires_grad_])
+def test_gradients(kind):
+    """They go along, as in a copy within the process; what shares their memory still does."""
+    tensor = kind(torch.ones(3))
+    (tensor * 2).sum().backward()
+    arrived, gradient = round_trip((tensor, tensor.grad))
+    assert arrived.grad is gradient
+    assert gradient.tolist() == [2.0, 2.0, 2.0]
+    untouched = round_trip(kind(torch.ones(3)))
+    assert untouched.grad is None
+
+
+def times_ten(parameter):
+    """Be called when a gradient has come."""
+    parameter.grad.mul_(10)
+
+
+def test_hooks_of_tensors():
+    """They clip there as here; what removes them does so; they may refer to the tensor."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    own = parameter
+    handles = [
+        parameter.register_hook(lambda gradient: gradient.clamp(max=own.numel() / 8)),
+        parameter.register_post_accumulate_grad_hook(times_ten),
+    ]
+    arrived, there = round_trip((parameter, handles))
+    for expected in (2.5, 0.25, 1.0):
+        arrived.grad = None
+        arrived.sum().backward()
+        assert arrived.grad.tolist() == [expected] * 2
+        if there:
+            there.pop().remove()
+    assert parameter.grad is None
+
+
+def test_hooks_that_are_to_stay():
+    """Torch's mark for a hook that is for this process alone."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.register_hook(torch.utils.hooks.unserializable_hook(lambda gradient: gradient * 3))
+    parameter.register_hook(lambda gradient: gradient * 5)
+    arrived = round_trip(parameter)
+    arrived.sum().backward()
+    assert arrived.grad.tolist() == [5.0, 5.0]
+
+
 def test_large_storages_are_out_of_the_stream_and_go_once():
     """One storage, reached three times, is one section of the file beside the stream."""
     base = torch.zeros(2 * BUFFER_LIMIT, dtype=torch.uint8)

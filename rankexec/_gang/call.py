@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from rankexec._gang.deferred import Interruptible
+from rankexec._gang.gradients import next_hook_id
 from rankexec._gang.modes import Modes, modes
-from rankexec._gang.schedules import Amendment, next_hook_id
+from rankexec._gang.schedules import Amendment
 from rankexec._torch import peak_gpu_memory
 
 __all__ = (

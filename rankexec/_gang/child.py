@@ -14,6 +14,7 @@ from rankexec._gang import (
     deep,
     descriptors,
     frameworks,
+    gradients,
     namespace,
     outcomes,
     output,
@@ -180,7 +181,7 @@ def _unpack_call(imports: str, packed: Packed | None, ear: Ear | None) -> Call:
     namespace.set_in_main(call.needed)
     schedules.amend(call.amendments)
     deep.take_limit(call.recursion_limit)
-    schedules.take_hook_id(call.hook_id)
+    gradients.take_hook_id(call.hook_id)
     return call
 
 

@@ -21,6 +21,7 @@ from rankexec._gang import (
     dynamic,
     enums,
     exceptions,
+    gradients,
     hints,
     modules,
     primitives,
@@ -45,6 +46,7 @@ def choose(cls: type) -> Reducer | None:
         or arrays.choose(cls)
         or storages.choose(cls)
         or tensors.choose(cls)
+        or gradients.choose(cls)
         or whole.choose(cls)
         or primitives.choose(cls)
         or transient.choose(cls)

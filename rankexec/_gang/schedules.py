@@ -3,8 +3,6 @@
 A scheduler writes into its optimizer when it is made: the first learning rate, and what it needs to
 compute the next ones. Made in the notebook it has done so to the notebook's optimizer alone; with
 another first learning rate the ranks would drift apart.
-
-And the ids of torch's hooks, which each process counts by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-__all__ = ("Amendment", "Optimizers", "amend", "next_hook_id", "take_hook_id")
+__all__ = ("Amendment", "Optimizers", "amend")
 
 Amendment: TypeAlias = "tuple[Any, list[dict[str, Any]]]"
 """An optimizer, and for each group of parameters what is to be set in it."""
@@ -84,16 +82,3 @@ def amend(amendments: Iterable[Amendment]) -> None:
     for optimizer, changed in amendments:
         for group, values in zip(optimizer.param_groups, changed, strict=False):
             group.update(values)
-
-
-def next_hook_id() -> int:
-    """Return the id that the next hook gets here; 0 without torch."""
-    hooks: Any = sys.modules.get("torch.utils.hooks")
-    return 0 if hooks is None else int(hooks.RemovableHandle.next_id)
-
-
-def take_hook_id(number: int) -> None:
-    """Let new hooks have other ids than those that came from where `number` was the next."""
-    hooks: Any = sys.modules.get("torch.utils.hooks")
-    if hooks is not None and hooks.RemovableHandle.next_id < number:
-        hooks.RemovableHandle.next_id = number
