@@ -270,6 +270,57 @@ def test_cells_of_closures(session):
     assert session.submit(read).result() == [1, 1]
 
 
+def class_in_main(body):
+    """Return a class as a cell would define it, so that it travels by value."""
+    main = main_namespace()
+    exec(f"class Own:\n    {body}", main)  # as a kernel does
+    return main["Own"]
+
+
+def test_attributes_of_classes(session, main_as_before):  # noqa: F811  # the fixture
+    """A class that travels again sets back none; what the caller itself has changed travels."""
+    own = class_in_main("count, items, limit = 0, [], 1")
+
+    def count(instance):
+        cls = type(instance)
+        cls.count += 1
+        cls.items = [*cls.items, "there"]
+        cls.theirs = 5
+        instance.items.append(cls.limit)
+        return cls.count, cls.limit, len(cls.items), cls.__dict__.get("more")
+
+    assert session.submit(count, own()).result() == [(1, 1, 2, None)] * 2
+    assert session.submit(count, own()).result() == [(2, 1, 4, None)] * 2
+    own.limit, own.more = 2, 3
+    assert session.submit(count, own()).result() == [(3, 2, 6, 3)] * 2
+    assert session.submit(count, own()).result() == [(4, 2, 8, 3)] * 2
+
+
+def test_methods_that_are_patched(session, main_as_before):  # noqa: F811  # the fixture
+    """As notebooks do, one method a cell."""
+    own = class_in_main("def name(self): return 1")
+    kept = own()
+    assert session.submit(lambda: (keep(kept=kept), kept.name())[1]).result() == [1, 1]
+    own.name = lambda _: 2
+
+    def names(new):
+        return faulty_ranks.kept["kept"].name(), new.name()
+
+    assert session.submit(names, own()).result() == [(2, 2)] * 2
+
+
+def test_class_that_the_caller_lets_go(session, main_as_before):  # noqa: F811  # the fixture
+    """It is gone, also if it holds itself."""
+    own = class_in_main("kept = None")
+    own.kept = own()
+    session.submit(lambda given: given.kept is not given, own()).result()
+    gone = weakref.ref(own)
+    del own, main_namespace()["Own"]
+    session.submit(len, []).result()  # the last call is remembered
+    gc.collect()
+    assert gone() is None
+
+
 # --- which call it is ---
 
 

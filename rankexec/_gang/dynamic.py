@@ -13,6 +13,7 @@ import enum
 import inspect
 import types
 import typing
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -108,11 +109,18 @@ def _strings(annotations: Iterable[Any]) -> Iterator[str]:
 # --- classes ---
 
 
-def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple[Any, ...]:
-    """Complete cloudpickle's reduction of a class; with `name_it`, set names in `__main__`.
+def add_to_class(
+    cls: type, reduced: tuple[Any, ...], *, name_it: bool, only: frozenset[str] | None = None
+) -> tuple[Any, ...]:
+    """Complete cloudpickle's reduction of a class.
 
-    The class's own name, if it is known by it: DataLoader workers and pools that a rank starts
-    pickle instances by it. And what its annotations name in strings.
+    Args:
+        cls: the class.
+        reduced: what cloudpickle says.
+        name_it: whether names are set in `__main__`: the class's own, if it is known by it, as
+            DataLoader workers and pools that a rank starts pickle instances by it; and what its
+            annotations name in strings.
+        only: which attributes are set where the class is there already; None: all.
     """
     if reduced[0] is not _cloudpickle._make_skeleton_class and not issubclass(cls, enum.Enum):
         return reduced  # type(None) and its like
@@ -137,6 +145,7 @@ def add_to_class(cls: type, reduced: tuple[Any, ...], *, name_it: bool) -> tuple
         if main.get(cls.__name__) is cls:
             names[cls.__name__] = cls
         extra["names"] = names
+    extra["only"] = only
     return make, args, (members, extra), None, None, _fill_class
 
 
@@ -168,7 +177,12 @@ def _make_class(
             )
         else:
             made = librarys.__new__(meta, name, bases, namespace)
+    _empty.add(made)
     return _cloudpickle._lookup_class_or_track(tracked, made)
+
+
+_empty: weakref.WeakSet[type] = weakref.WeakSet()
+"""Classes that have been made, and not filled yet."""
 
 
 def _is_passed_over(meta: type) -> bool:
@@ -178,8 +192,16 @@ def _is_passed_over(meta: type) -> bool:
 
 def _fill_class(cls: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
     members, extra = state
+    only = extra.get("only")
+    if only is not None and cls not in _empty:
+        members = {name: members[name] for name in members if name in only or name == _REGISTRY}
+    _empty.discard(cls)
     with quiet(type(cls).__mro__, "__setattr__", lambda _: type.__setattr__):
         _cloudpickle._class_setstate(cls, (members, {}))
     for name, attributes in extra.get("attributes", {}).items():
         vars(cls.__members__[name]).update(attributes)
     main_namespace().update(extra.get("names", {}))
+
+
+_REGISTRY = "_abc_impl"
+"""Of an abstract class. What is registered with it is added to what is there."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankexec._gang.bound import Bound, Values, values_of
+from rankexec._gang.classes import Classes
 from rankexec._gang.dynamic import globals_of
 from rankexec._gang.main import main_namespace
 from rankexec._gang.output import warn
@@ -32,11 +33,13 @@ class Names:
 
     Attributes:
         objects: what the ranks have of the values.
+        classes: what they have of classes.
     """
 
     def __init__(self, world_size: int = 1, caller_rank: int | None = None) -> None:
         self._in_caller = caller_rank is not None
         self.objects = Travelled(world_size - self._in_caller)
+        self.classes = Classes()
         self._theirs = Values()
         """What the ranks have, with the caller's value when they got or set it."""
         self._reads: dict[str, set[str]] = {}
@@ -132,6 +135,7 @@ class Going:
         sets: what the call may set, and what the caller has bound anew since the ranks had it.
         values: the names, when it is packed.
         objects: what the ranks have of the values.
+        classes: what they have of classes.
         first: the number of the first object that travels, when it is packed.
         number: of the call, among those of the session.
     """
@@ -140,6 +144,7 @@ class Going:
         self.sets = sets
         self.values: dict[str, Any] = {}
         self.objects = names.objects
+        self.classes = names.classes
         self.first = 0
         self._names = names
         self.number = number
@@ -199,6 +204,7 @@ class Going:
             self.objects.dropped(child.dropped, self.number)
         if self.sets.in_caller:
             self.objects.optimizers.note_again()
+            self.classes.note_again()
 
     def made(self, names: Iterable[str]) -> None:
         """Note that the caller's rank has bound these, as the children have theirs."""
@@ -210,3 +216,4 @@ class Going:
     def lost(self) -> None:
         """Note that the call never arrived."""
         self._names.never_came(self.values)
+        self.classes.forget()

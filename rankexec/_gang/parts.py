@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from typing import Any
+from typing import Any, Protocol
 
 from rankexec._gang.identity import (
     Number,
@@ -25,7 +25,7 @@ from rankexec._gang.identity import (
 )
 from rankexec._gang.known import Part, Weak
 
-__all__ = ("Parts",)
+__all__ = ("Parts", "around_collections")
 
 _AT_ONCE = 100
 """How many are looked at after a call: there may be 10,000, of a model's modules."""
@@ -38,9 +38,7 @@ class Parts:
         self._all: dict[int, Part] = {}
         self._turn: list[Part] = []
         """Those that are still to be looked at."""
-        _tables.add(self)
-        if _around_collection not in gc.callbacks:
-            gc.callbacks.append(_around_collection)
+        around_collections(self)
 
     def note(self, obj: Any, number: Number, owner: Weak | None, path: Path) -> Part:
         """Hold an object, under one number more if it is held already."""
@@ -129,14 +127,30 @@ def _is_there(part: Part, owner: Any) -> bool:
     return False
 
 
-_tables: weakref.WeakSet[Parts] = weakref.WeakSet()
+class Holds(Protocol):
+    """What holds objects that may refer to what they go with."""
+
+    def release(self) -> None:
+        """Let them go, for a moment."""
+
+    def take_again(self) -> None:
+        """Hold those again that are still there."""
+
+
+def around_collections(table: Holds) -> None:
+    """Let cycles through what is held be found, by a collection of all that there is."""
+    _tables.add(table)
+    if _around_collection not in gc.callbacks:
+        gc.callbacks.append(_around_collection)
+
+
+_tables: weakref.WeakSet[Holds] = weakref.WeakSet()
 
 
 def _around_collection(phase: str, info: dict[str, int]) -> None:
-    """Let cycles through what is held be found, by a collection of all that there is."""
     if info["generation"] == _ALL:
-        for parts in list(_tables):
-            (parts.release if phase == "start" else parts.take_again)()
+        for table in list(_tables):
+            (table.release if phase == "start" else table.take_again)()
         _collecting[:] = [phase] if phase == "start" else []
 
 

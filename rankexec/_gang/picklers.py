@@ -48,8 +48,6 @@ Keep = Callable[[pickle.PickleBuffer], bool]
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle's C pickler, with our table of reducers asked first, once per type."""
 
-    _names_classes = False
-
     def __init__(self, file: io.BytesIO, keep: Keep) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep)
         self._reducer_of: dict[type, reducers.Reducer | None] = {}
@@ -70,7 +68,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented or not isinstance(obj, type):
             return reduced
-        return dynamic.add_to_class(obj, reduced, name_it=self._names_classes)
+        return self._add_to_class(obj, reduced)
+
+    def _add_to_class(self, cls: type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        return dynamic.add_to_class(cls, reduced, name_it=False)
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         return dynamic.add_to_function(func, super()._dynamic_function_reduce(func))
@@ -91,10 +92,10 @@ class CallPickler(_Pickler):
     So names set there by `need=` and `imports=` are found, and functions see one another.
     """
 
-    _names_classes = True
-
     def __init__(self, file: io.BytesIO, keep: Keep, going: Going | None = None) -> None:
         super().__init__(file, keep)
+        self.classes: list[type] = []
+        """Those that went by value."""
         self._going = going
         self._main_globals = main_namespace()
         self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
@@ -105,6 +106,11 @@ class CallPickler(_Pickler):
             _, _, (_, slots), *_ = reduced
             self._going.leave_out(func, slots["__globals__"])
         return reduced
+
+    def _add_to_class(self, cls: type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.classes.append(cls)
+        only = None if self._going is None else self._going.classes.changed(cls)
+        return dynamic.add_to_class(cls, reduced, name_it=True, only=only)
 
     def _choose(self, cls: type) -> reducers.Reducer | None:
         return transient.choose_own(cls) or super()._choose(cls)
