@@ -152,6 +152,10 @@ class Session(Block):
             NameError: the rank has no such name.
             NotShippable: the value cannot travel; the session goes on.
             TypeError, ValueError: a wrong argument.
+
+        Warns:
+            RuntimeWarning: with a later call that takes it along under this very name: the copy
+                replaces what the ranks have.
         """
         size = self._settings.world_size
         if not isinstance(name, str):
@@ -164,6 +168,7 @@ class Session(Block):
             if not found[number]:
                 raise NameError(f"rank {number} has no {name!r}")
         values = [found[number][0] for number in asked]
+        self._open.standing.names.pulled(name, values)
         return values if rank is None else values[0]
 
     def run_cell(self, source: str) -> Any:

@@ -270,6 +270,14 @@ def test_cells_of_closures(session):
     assert session.submit(read).result() == [1, 1]
 
 
+def run_in_main(session, body):
+    """Submit a function as a cell would define it, which reads names of `__main__`."""
+    main = main_namespace()
+    exec(f"def own():\n    {body}", main)  # as a kernel does
+    main.update(keep=keep)
+    return session.submit(main["own"]).result()
+
+
 def class_in_main(body):
     """Return a class as a cell would define it, so that it travels by value."""
     main = main_namespace()
@@ -410,6 +418,21 @@ def test_what_cannot_travel_any_more(session):
     with open(os.devnull) as node.file:
         assert all_of(session.submit(is_kept, "it", node))
         assert all_of(session.submit(lambda found: is_kept("it", found[0]), [node]))
+
+
+def test_copies_that_are_pulled(session, main_as_before):  # noqa: F811  # the fixture
+    """One that is bound under the same name replaces what the ranks have, and that is said."""
+    main = main_namespace()
+    main["node"] = Node(rows=[1])
+    run_in_main(session, "keep(kept=node)")
+    main["other"] = session.pull("node", rank=1)
+    run_in_main(session, "other.rows.append(node.rows)")
+    main["node"] = session.pull("node", rank=1)
+    with pytest.warns(RuntimeWarning, match="'node' is a copy that was pulled"):
+        run_in_main(session, "node.rows.append(2)")
+    run_in_main(session, "node.rows.append(3)")
+    session.push(node=session.pull("node", rank=1))
+    assert run_in_main(session, "return node.rows") == [[1, 2, 3]] * 2
 
 
 def test_results_are_copies(session):

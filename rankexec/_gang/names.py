@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,8 @@ class Names:
         self.classes = Classes()
         self._theirs = Values()
         """What the ranks have, with the caller's value when they got or set it."""
+        self._pulled: dict[str, list[weakref.ref[Any]]] = {}
+        """The last copies of what the ranks have under a name; of lists and numbers none."""
         self._reads: dict[str, set[str]] = {}
         """Of those, what they read in turn, where it was looked for."""
         self._anew: dict[str, int] = {}
@@ -89,6 +92,22 @@ class Names:
                 warn(
                     f"the ranks have {name!r} already, and keep it as it is there: what was "
                     f"changed in the caller's stays the caller's; push a copy of it"
+                )
+
+    def pulled(self, name: str, values: Iterable[Any]) -> None:
+        """Note what copies the caller has got of what the ranks have under a name."""
+        own = main_namespace().get(name)  # a rank that is the caller gives what it has
+        weak = (value for value in values if value is not own and type(value).__weakrefoffset__)
+        self._pulled[name] = [weakref.ref(value) for value in weak]
+
+    def warn_of_pulled(self, values: dict[str, Any]) -> None:
+        """Warn of copies that replace, by their own names, what the ranks have."""
+        for name in self._pulled.keys() & values.keys():
+            if any(copy() is values[name] for copy in self._pulled[name]):
+                warn(
+                    f"{name!r} is a copy that was pulled, and replaces what the ranks have under "
+                    f"that name: an optimizer, for instance, goes on with the parameters it has. "
+                    f"Bind what you pull to another name, or push it"
                 )
 
     @contextmanager
@@ -193,6 +212,7 @@ class Going:
 
     def packed(self) -> None:
         """Note that the ranks will have them: calls are run in their order."""
+        self._names.warn_of_pulled(self.values)
         self._names.have(self.values)
 
     def ended(self, kept: Sequence[Kept]) -> None:
