@@ -134,6 +134,25 @@ def test_preload_that_cannot_be_forked(source, reason, tmp_path, monkeypatch):
         assert len(executor.submit(os.getpid).result()) == 2
 
 
+STARTS_RANKS = """
+from rankexec import LocalLauncher, RankedExecutor
+executor = RankedExecutor(2, launcher=LocalLauncher("forkserver", preload=["starting"]))
+print(executor.submit(len, "ab").result())
+"""
+
+
+def test_preload_that_starts_ranks(tmp_path):
+    """Each guardian would start another one, until the memory is full."""
+    (tmp_path / "starting.py").write_text(STARTS_RANKS)
+    out = run_script(
+        tmp_path,
+        "from rankexec import PreloadError\n"
+        "try:\n    import starting\nexcept PreloadError as error:\n    print(error.module, error)",
+    )
+    assert out.startswith("starting")
+    assert "'starting' starts ranks when it is imported" in out
+
+
 def test_preload_that_touches_cuda(tmp_path, monkeypatch):
     """What has the driver loaded and its forks spoilt is refused, by name; what has not, is not.
 

@@ -31,7 +31,7 @@ LAYERS = """
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
     launchers._ends             _gang.worker        _gang.fresh         _gang.watch
     launchers._preload          launchers._pages    _gang.child         launchers._command
-    launchers._spawned
+    launchers._spawned          launchers._preloading
     _gang.held                  _gang.run           _gang.leaving
     _gang.failures
     _gang.gang
@@ -51,7 +51,7 @@ LAYERS = """
     _gang.classes
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
     _gang.dynamic               _gang.refusals      _gang.transient     _gang.parts
-    _gang.known                 _gang.enums
+    _gang.known                 _gang.enums         _gang.within        _gang.spans
     _gang.alike
     _gang.bound                 _notebook.dip_options
     _gang.namespace             _gang.deep          _gang.identity

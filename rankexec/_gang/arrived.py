@@ -9,7 +9,7 @@ import gc
 import io
 import pickle
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ from rankexec._gang.identity import (
 from rankexec._gang.known import InMain, Part, Weak
 from rankexec._gang.main import main_namespace
 from rankexec._gang.parts import Parts
-from rankexec._gang.travelled import Span
+from rankexec._gang.spans import Span, spans_of
+from rankexec._gang.within import Within, follow
 
 __all__ = ("Arrived", "Spare")
 
@@ -116,11 +117,16 @@ class Arrived:
 
     def has(self, number: Number) -> bool:
         """Return whether the object with that number is there."""
-        return self._find(number) is not None
+        return self.find(number) is not None
 
-    def _find(self, number: Number) -> Any:
-        known = self._own.get(number)
-        return None if known is None else known()
+    def find(self, number: Number, way: Within | None = None) -> Any:
+        """Return what has a number, or is numbered now and there this way; None without."""
+        if (known := self._own.get(number)) is not None or way is None:
+            return None if known is None else known()
+        found = follow(way, self.find, (own() for own in self._own.values()))
+        if found is not None:
+            self._take([(0, found)], lambda _: number)
+        return found
 
     def unpack(self, spare: Spare) -> list[Any]:
         """Return what a spare holds.
@@ -155,7 +161,7 @@ class Arrived:
         self._young.clear()
         dropped = sorted(self._dropped)
         self._dropped.clear()
-        return _spans(dropped, self._own)
+        return spans_of(dropped, self._own)
 
     def _drop_unheld(self) -> None:
         while alone := nobody_else_holds(self._held):
@@ -205,24 +211,6 @@ def _drop(number: Number, dropped: list[int]) -> None:
         dropped.append(number)
 
 
-def _spans(numbers: Sequence[int], kept: dict[Number, Any]) -> list[Span]:
-    """Return sorted numbers as few spans; numbers that nobody has may be in them."""
-    spans: list[Span] = []
-    start = stop = -1
-    for number in numbers:
-        near = start >= 0 and number - stop < _NEAR
-        if near and not any(between in kept for between in range(stop, number)):
-            stop = number + 1
-            continue
-        if start >= 0:
-            spans.append((start, stop))
-        start, stop = number, number + 1
-    return [*spans, (start, stop)] if start >= 0 else spans
-
-
-_NEAR = 100
-
-
 class _Unpickler(pickle.Unpickler):
     """Finds what the caller says that this rank has."""
 
@@ -232,8 +220,8 @@ class _Unpickler(pickle.Unpickler):
         self._spares: dict[int, tuple[Spare, list[Any]]] = {}
 
     def persistent_load(self, pid: Any) -> Any:
-        number, spare, place = pid
-        found = self._arrived._find(number)
+        number, spare, place, way = pid
+        found = self._arrived.find(number, way)
         if found is not None:
             return found
         if spare is None:

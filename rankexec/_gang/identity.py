@@ -30,6 +30,7 @@ __all__ = (
     "find_in",
     "held_alone",
     "inner_objects",
+    "is_told_apart",
     "items_of",
     "met",
     "nobody_else_holds",
@@ -108,6 +109,11 @@ def _parts(obj: Any) -> tuple[Any, ...]:
     if isinstance(obj, types.FunctionType):
         return obj.__dict__, obj.__annotations__, obj.__kwdefaults__
     return (attributes_of(obj),) if type(obj).__module__.startswith(_OURS) else ()
+
+
+def is_told_apart(kind: type) -> bool:
+    """Return whether instances are known, once they have travelled."""
+    return (_known_kinds[kind] if kind in _known_kinds else _has_weak_references(kind)) is not None
 
 
 def _has_weak_references(kind: type) -> bool | None:

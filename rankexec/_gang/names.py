@@ -12,11 +12,13 @@ from typing import Any
 from rankexec._gang.bound import Bound, Values, values_of
 from rankexec._gang.classes import Classes
 from rankexec._gang.dynamic import globals_of
+from rankexec._gang.identity import Number
 from rankexec._gang.main import main_namespace
 from rankexec._gang.output import warn
 from rankexec._gang.reading import names_read_by
 from rankexec._gang.sets import Kept, Sets
 from rankexec._gang.travelled import Travelled
+from rankexec._gang.within import Within
 
 __all__ = ("Going", "Names")
 
@@ -155,6 +157,8 @@ class Going:
         values: the names, when it is packed.
         objects: what the ranks have of the values.
         classes: what they have of classes.
+        ways: to what they have made within these, by the numbers that this has got now.
+        nowhere: the ids of what is in these, and nobody can say where.
         first: the number of the first object that travels, when it is packed.
         number: of the call, among those of the session.
     """
@@ -164,6 +168,8 @@ class Going:
         self.values: dict[str, Any] = {}
         self.objects = names.objects
         self.classes = names.classes
+        self.ways: dict[Number, Within] = {}
+        self.nowhere: set[int] = set()
         self.first = 0
         self._names = names
         self.number = number

@@ -17,9 +17,11 @@ from rankexec._gang.call import Call
 from rankexec._gang.deferred import Deferred
 from rankexec._gang.identity import Number
 from rankexec._gang.names import Going
+from rankexec._gang.output import warn
 from rankexec._gang.picklers import CallPickler, Refer, with_references
 from rankexec._gang.replay import second_attempt
 from rankexec._gang.wire import Dumped, Packed, dump
+from rankexec._gang.within import find_within, held_elsewhere
 
 __all__ = ("pack_owned",)
 
@@ -48,7 +50,7 @@ def _plainly(call: Call, going: Going) -> Dumped | None:
         if not objects:
             raise
         return None
-    return None if objects.reached(dumped.memo) else dumped
+    return None if _find_within(call, dumped, going) or objects.reached(dumped.memo) else dumped
 
 
 def _with_references(call: Call, going: Going) -> Dumped:
@@ -63,8 +65,35 @@ def _with_references(call: Call, going: Going) -> Dumped:
         met = (obj for _, obj in dumped.memo.values())
         found = going.objects.optimizers.amendments(met)
         amendments.update((id(optimizer), (optimizer, changed)) for optimizer, changed in found)
-        if not (found or references.have_merged() or going.values.keys() - needed.keys()):
+        more = found or _find_within(call, dumped, going) or references.have_merged()
+        if not (more or going.values.keys() - needed.keys()):
             return dumped
+
+
+def _find_within(call: Call, dumped: Dumped, going: Going) -> bool:
+    """Note what of a call the ranks have made within what they have; return whether there is any.
+
+    Without a caller's rank only they know.
+    """
+    objects = going.objects
+    if not (objects and going.sets.in_caller):
+        return False
+    held = held_elsewhere(dumped.memo)
+    held.pop(id(call.kwargs), None)  # which `submit` holds
+    new = {key: obj for key, obj in held.items() if not objects.has(obj)}
+    if not new:
+        return False
+    found = find_within(objects.all(), new, objects.number_of)
+    for key, way in found.items():
+        if way is not None:
+            going.ways[objects.note_within(new[key], going.number)] = way
+        elif key not in going.nowhere:
+            going.nowhere.add(key)
+            warn(
+                f"the ranks have made a {type(new[key]).__qualname__} within what they have, and "
+                f"where cannot be said: they get a copy of the caller's"
+            )
+    return any(found.values())
 
 
 def _dump(value: Any, going: Going, refer: Refer | None = None) -> Dumped:
@@ -104,13 +133,15 @@ class _References:
         self._groups = [group for group in self._groups if numbers.isdisjoint(group[1])]
         objects = {key: other for group, _ in same for key, other in group.items()}
         self._groups.append(({**objects, id(obj): obj}, numbers.union(*(n for _, n in same))))
-        self._by_id[id(obj)] = (number, spare, 0)
+        way = self._going.ways.get(number)
+        self._by_id[id(obj)] = (number, spare, 0, way)
         self._going.objects.refer([number, *numbers], self._going.number)
         if objects:
             self._merged = True
             spare, _ = self._spare([*objects.values(), obj])
             for place, key in enumerate((*objects, id(obj))):
-                self._by_id[key] = (self._by_id[key][0], spare, place)
+                number, _, _, way = self._by_id[key]
+                self._by_id[key] = (number, spare, place, way)
 
     def _spare(self, objects: list[Any]) -> tuple[Spare | None, set[Number]]:
         """Return them by value, and the numbers of all that; None if they cannot travel now."""

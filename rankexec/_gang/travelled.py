@@ -5,6 +5,7 @@ The caller's side; the ranks' is in `arrived`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections import Counter
@@ -17,13 +18,12 @@ from rankexec._gang.known import Kept, Part, Weak
 from rankexec._gang.output import warn
 from rankexec._gang.parts import Parts
 from rankexec._gang.schedules import Optimizers
+from rankexec._gang.spans import Span
 
-__all__ = ("Memo", "Span", "Travelled")
+__all__ = ("Memo", "Travelled")
 
 Memo: TypeAlias = "dict[int, tuple[int, Any]]"
 """As a pickler has it: by id, an object's number and the object."""
-Span: TypeAlias = "tuple[int, int]"
-"""Numbers from one up to another."""
 
 
 class Travelled:
@@ -49,6 +49,7 @@ class Travelled:
         self._unlike: set[tuple[int, str]] = set()
         """What ranks have made, each its own, and not alike: the call's number, and the name."""
         self._next = 0
+        self._within = itertools.count()
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -56,7 +57,12 @@ class Travelled:
 
     def has(self, obj: Any) -> bool:
         """Return whether the ranks have an object."""
-        return self._is(id(obj), obj) is not None
+        return self.number_of(obj) is not None
+
+    def number_of(self, obj: Any) -> Number | None:
+        """Return an object's number, if it has one."""
+        known = self._is(id(obj), obj)
+        return None if known is None else known.number
 
     def reference(self, obj: Any) -> Number | None:
         """Return what stands for an object that the ranks have; None for others."""
@@ -75,6 +81,17 @@ class Travelled:
         ids = self._known.keys() & memo.keys()
         found = ((memo[key][0], self._is(key, memo[key][1])) for key in ids)
         return {place: known.number for place, known in found if known is not None}
+
+    def all(self) -> list[Any]:
+        """Return all that the ranks have."""
+        return [obj for known in list(self._known.values()) if (obj := known()) is not None]
+
+    def note_within(self, obj: Any, call: int) -> Number:
+        """Note what the ranks have made within what they have; return its number."""
+        with self._lock:
+            number = (-1, "", next(self._within))
+            self._take([(0, obj)], lambda _: number, call)
+        return number
 
     def _is_replaced(self, known: Weak | Kept | Part) -> bool:
         """Return whether the ranks have no such thing where it was; warn if so, once."""

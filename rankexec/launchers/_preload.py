@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from rankexec.errors import PreloadError
+from rankexec.launchers._preloading import preloading
 
 __all__ = ("forget_edited", "preload")
 
@@ -49,7 +50,8 @@ def preload(names: Iterable[str]) -> None:
 def _preload(name: str) -> None:
     before = set(threading.enumerate())
     try:
-        importlib.import_module(name)
+        with preloading(name):
+            importlib.import_module(name)
     except BaseException as error:  # a module may raise anything, SystemExit too
         raise PreloadError(name, f"importing it raised {error!r}") from error
     if started := [t.name for t in threading.enumerate() if t not in before]:

@@ -20,6 +20,7 @@ from rankexec.contexts import TorchDDPCtx
 from rankexec.launchers import Child
 from rankexec.launchers._ends import hold_standard
 from rankexec.launchers._guarded import GUARDIANS, Guardian
+from rankexec.launchers._preloading import check_not_preloading, is_preloading
 
 __all__ = ("LocalLauncher",)
 
@@ -83,7 +84,7 @@ class LocalLauncher:
             self._leases += 1
         GUARDIANS.lease()
         try:
-            if PASSES_FILES:
+            if PASSES_FILES and not is_preloading():
                 self.find_guardian(base_environment(), preload)
         except BaseException:
             self.release()
@@ -125,6 +126,7 @@ class LocalLauncher:
         preparation: dict[str, Any],
     ) -> Iterator[Child]:
         """Start the processes of a gang, one by one; each is there soon after it is yielded."""
+        check_not_preloading()
         # Imported here, as both bring multiprocess along.
         if not PASSES_FILES:
             from rankexec.launchers._unguarded import start_unguarded
