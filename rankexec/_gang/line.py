@@ -7,11 +7,10 @@ not multiprocess's connection, which writes to a socket as to a file.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Sequence
-
-import multiprocess.connection
 
 from rankexec._gang.sockets import NO_SIGNAL, close_all, quiet, receive_files, send_files
 
@@ -71,7 +70,12 @@ class Line:
 
     def poll(self) -> bool:
         """Return whether a message (or the end) is there."""
-        return bool(multiprocess.connection.wait([self._socket], 0))
+        if not hasattr(select, "poll"):  # Windows, whose own takes sockets of any number
+            return bool(select.select([self._socket], [], [], 0)[0])
+        # Not multiprocess's `wait`, nor a selector: it is asked before each message.
+        looking = select.poll()
+        looking.register(self._socket, select.POLLIN)
+        return bool(looking.poll(0))
 
     def close(self) -> None:
         """Close this end; it may be closed."""

@@ -50,7 +50,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def __init__(self, file: io.BytesIO, keep: Keep) -> None:
         super().__init__(file, protocol=5, buffer_callback=keep)
-        self._reducer_of: dict[type, reducers.Reducer | None] = {}
+        self._reducer_of: dict[type, reducers.Reducer | None] = dict.fromkeys(reducers.PLAIN)
 
     def _choose(self, cls: type) -> reducers.Reducer | None:
         return reducers.choose(cls)

@@ -34,7 +34,10 @@ from rankexec._gang import (
 
 Reducer = Callable[[Any], Any]
 
-__all__ = ("Reducer", "choose")
+__all__ = ("PLAIN", "Reducer", "choose")
+
+PLAIN = (type, types.BuiltinFunctionType, types.CodeType)
+"""Types in most calls for which no pickler has a reducer, whatever is imported."""
 
 
 def choose(cls: type) -> Reducer | None:

@@ -177,9 +177,8 @@ def restore_environment(before: Mapping[str, str]) -> None:
     now = dict(os.environ)
     for name in now.keys() - before.keys():
         del os.environ[name]
-    for name, value in before.items():
-        if now.get(name) != value:
-            os.environ[name] = value
+    for name, value in before.items() - now.items():
+        os.environ[name] = value
 
 
 def has_group() -> bool:

@@ -118,7 +118,11 @@ def open_sockets() -> dict[int, int]:
     An inode is not used again while we look; a descriptor's number is.
     """
     found: dict[int, int] = {}
-    for name in os.listdir(_FD_DIRECTORY) if os.path.isdir(_FD_DIRECTORY) else ():
+    try:  # not to ask first whether it is there: the kernel counts all that is in it for that
+        names = os.listdir(_FD_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    for name in names:
         try:
             status = os.fstat(int(name))
         except OSError:  # closed meanwhile
