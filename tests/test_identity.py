@@ -304,6 +304,28 @@ def test_attributes_of_classes(session, main_as_before):  # noqa: F811  # the fi
     assert session.submit(count, own()).result() == [(4, 2, 8, 3)] * 2
 
 
+def test_functions(session):
+    """One that is kept there is that one, whatever brings it along, with what ranks have set."""
+
+    def stop():
+        return "stop"
+
+    stop.calls, stop.limit = 0, 1
+    session.submit(keep, callbacks=[stop], by={stop: 1}).result()
+
+    def look(given):
+        kept = faulty_ranks.kept
+        given.calls += 1
+        is_it = given in kept["callbacks"] and kept["by"].get(given) == 1 and stop is given
+        return is_it, given.calls, given.limit, given(), given.__defaults__
+
+    assert session.submit(look, stop).result() == [(True, 1, 1, "stop", None)] * 2
+    assert session.submit(look, stop).result() == [(True, 2, 1, "stop", None)] * 2
+    stop.limit = 2
+    stop.__code__, stop.__defaults__ = (lambda x=5: x).__code__, (7,)
+    assert session.submit(look, stop).result() == [(True, 3, 2, 7, (7,))] * 2
+
+
 def test_methods_that_are_patched(session, main_as_before):  # noqa: F811  # the fixture
     """As notebooks do, one method a cell."""
     own = class_in_main("def name(self): return 1")

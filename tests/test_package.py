@@ -48,9 +48,10 @@ LAYERS = """
     _gang.reducers              _gang.names
     _gang.arrays                _gang.storages      _gang.whole         _gang.hints
     _gang.exceptions
-    _gang.classes
     _gang.reading               _gang.files         _gang.primitives    _gang.travelled
-    _gang.dynamic               _gang.refusals      _gang.transient     _gang.parts
+    _gang.dynamic               _gang.refusals      _gang.transient
+    _gang.definitions
+    _gang.parts
     _gang.known                 _gang.enums         _gang.within        _gang.spans
     _gang.alike
     _gang.bound                 _notebook.dip_options

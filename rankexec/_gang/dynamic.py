@@ -14,16 +14,21 @@ import inspect
 import types
 import typing
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cloudpickle import cloudpickle as _cloudpickle
 
 from rankexec._gang import enums
+from rankexec._gang.definitions import Known
 from rankexec._gang.main import is_main, main_namespace
 from rankexec._gang.quiet import came_by_value, quiet, without_init_subclass
 
-__all__ = ("add_to_class", "add_to_function", "globals_of", "is_importable")
+__all__ = ("add_to_class", "add_to_function", "as_known", "globals_of", "is_importable")
+
+
+_empty: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Functions and classes that have been made, and not filled yet."""
 
 
 def is_importable(obj: Any) -> bool:
@@ -50,6 +55,37 @@ def add_to_function(function: types.FunctionType, reduced: tuple[Any, ...]) -> t
     if parameters := getattr(function, "__type_params__", ()):
         slots["__type_params__"] = parameters
     return reduced
+
+
+def as_known(reduced: tuple[Any, ...], known: Known) -> tuple[Any, ...]:
+    """Let a function be what a rank of a session has, if it has it."""
+    make, args, state, *_ = reduced
+    code = args[0] if known.only and "__code__" in known.only else None
+    return _make_once, (known.number, make, args), (state, known.only, code), None, None, _fill_once
+
+
+def _make_once(number: int, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    function = _functions.get(number)
+    if function is None:
+        function = _functions[number] = make(*args)
+        _empty.add(function)
+    return function
+
+
+_functions: weakref.WeakValueDictionary[int, types.FunctionType] = weakref.WeakValueDictionary()
+"""Those that have come to this rank."""
+
+
+def _fill_once(function: types.FunctionType, state: tuple[Any, ...]) -> None:
+    (attributes, slots), only, code = state
+    if only is None or function in _empty:
+        _empty.discard(function)
+        _cloudpickle._function_setstate(function, (attributes, slots))
+        return
+    function.__globals__.update(slots["__globals__"])
+    given = {**attributes, **slots, "__code__": code}
+    for name in only & given.keys():
+        setattr(function, name, given[name])
 
 
 def globals_of(function: types.FunctionType) -> set[str]:
@@ -179,10 +215,6 @@ def _make_class(
             made = librarys.__new__(meta, name, bases, namespace)
     _empty.add(made)
     return _cloudpickle._lookup_class_or_track(tracked, made)
-
-
-_empty: weakref.WeakSet[type] = weakref.WeakSet()
-"""Classes that have been made, and not filled yet."""
 
 
 def _is_passed_over(meta: type) -> bool:

@@ -224,6 +224,7 @@ def _at(items: dict[Any, Any], place: int) -> Any:
 
 def nobody_else_holds(held: Mapping[Key, Held]) -> list[Key]:
     """Return the keys of those objects that are held here alone; call it until there are none."""
+    held = dict(held)  # other threads, or finalizers, change it meanwhile
     counts = map(getrefcount, map(_object, held.values()))
     return [key for key, count in zip(held, counts, strict=True) if count <= _ALONE]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankexec._gang.bound import Bound, Values, values_of
-from rankexec._gang.classes import Classes
+from rankexec._gang.definitions import Definitions
 from rankexec._gang.dynamic import globals_of
 from rankexec._gang.identity import Number
 from rankexec._gang.main import main_namespace
@@ -36,13 +36,13 @@ class Names:
 
     Attributes:
         objects: what the ranks have of the values.
-        classes: what they have of classes.
+        definitions: what they have of functions and classes.
     """
 
     def __init__(self, world_size: int = 1, caller_rank: int | None = None) -> None:
         self._in_caller = caller_rank is not None
         self.objects = Travelled(world_size - self._in_caller)
-        self.classes = Classes()
+        self.definitions = Definitions()
         self._theirs = Values()
         """What the ranks have, with the caller's value when they got or set it."""
         self._pulled: dict[str, list[weakref.ref[Any]]] = {}
@@ -156,7 +156,7 @@ class Going:
         sets: what the call may set, and what the caller has bound anew since the ranks had it.
         values: the names, when it is packed.
         objects: what the ranks have of the values.
-        classes: what they have of classes.
+        definitions: what they have of functions and classes.
         ways: to what they have made within these, by the numbers that this has got now.
         nowhere: the ids of what is in these, and nobody can say where.
         first: the number of the first object that travels, when it is packed.
@@ -167,7 +167,7 @@ class Going:
         self.sets = sets
         self.values: dict[str, Any] = {}
         self.objects = names.objects
-        self.classes = names.classes
+        self.definitions = names.definitions
         self.ways: dict[Number, Within] = {}
         self.nowhere: set[int] = set()
         self.first = 0
@@ -230,7 +230,7 @@ class Going:
             self.objects.dropped(child.dropped, self.number)
         if self.sets.in_caller:
             self.objects.optimizers.note_again()
-            self.classes.note_again()
+            self.definitions.note_again()
 
     def made(self, names: Iterable[str]) -> None:
         """Note that the caller's rank has bound these, as the children have theirs."""
@@ -242,4 +242,4 @@ class Going:
     def lost(self) -> None:
         """Note that the call never arrived."""
         self._names.never_came(self.values)
-        self.classes.forget()
+        self.definitions.forget()

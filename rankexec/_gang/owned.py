@@ -32,7 +32,7 @@ def pack_owned(call: Call, going: Going) -> Packed:
     objects.forget_unheld()
     dumped = _plainly(call, going) or _with_references(call, going)
     going.first = objects.note(dumped.memo, going.number)
-    going.classes.note(dumped.pickler.classes)
+    going.definitions.note(dumped.pickler.definitions)
     packed = dumped.packed(first=going.first)
     del dumped  # it holds what was made only to be pickled
     objects.forget_unheld()

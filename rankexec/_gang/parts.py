@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from rankexec._gang.identity import (
@@ -25,7 +26,7 @@ from rankexec._gang.identity import (
 )
 from rankexec._gang.known import Part, Weak
 
-__all__ = ("Parts", "around_collections")
+__all__ = ("Parts", "around_collections", "forget_parts", "forgetting", "take_out")
 
 _AT_ONCE = 100
 """How many are looked at after a call: there may be 10,000, of a model's modules."""
@@ -125,6 +126,32 @@ def _is_there(part: Part, owner: Any) -> bool:
         part.path = path
         return True
     return False
+
+
+def forgetting(
+    known: dict[int, Any], ids: dict[Number, int], parts: Parts, key: int
+) -> Callable[[weakref.ref[Any]], None]:
+    """Return what is called when an object is gone; it holds the tables, not who has them."""
+
+    def forget(weak: Any) -> None:
+        ids.pop(weak.number, None)
+        take_out(known, key, weak)
+        forget_parts(known, ids, parts.without(weak))
+
+    return forget
+
+
+def forget_parts(known: dict[int, Any], ids: dict[Number, int], parts: Iterable[Part]) -> None:
+    """Forget lists and dicts that are held no longer."""
+    for part in parts:
+        ids.pop(part.number, None)
+        take_out(known, part.address, part)
+
+
+def take_out(table: dict[int, Any], key: int, value: Any) -> None:
+    """Take a value out of a table, where it is; a finalizer or another thread may be faster."""
+    if table.get(key) is value:
+        table.pop(key, None)
 
 
 class Holds(Protocol):

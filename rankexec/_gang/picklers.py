@@ -15,6 +15,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _cloudpickle
 
 from rankexec._gang import dynamic, modules, reducers, transient
+from rankexec._gang.definitions import Definition
 from rankexec._gang.main import main_namespace
 from rankexec._gang.names import Going
 
@@ -94,22 +95,25 @@ class CallPickler(_Pickler):
 
     def __init__(self, file: io.BytesIO, keep: Keep, going: Going | None = None) -> None:
         super().__init__(file, keep)
-        self.classes: list[type] = []
-        """Those that went by value."""
+        self.definitions: list[Definition] = []
+        """What went by value."""
         self._going = going
         self._main_globals = main_namespace()
         self.globals_ref[id(self._main_globals)] = _Globals(__name__="__main__")
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         reduced = super()._dynamic_function_reduce(func)
-        if self._going is not None and func.__globals__ is self._main_globals:
+        if self._going is None:
+            return reduced
+        if func.__globals__ is self._main_globals:
             _, _, (_, slots), *_ = reduced
             self._going.leave_out(func, slots["__globals__"])
-        return reduced
+        self.definitions.append(func)
+        return dynamic.as_known(reduced, self._going.definitions.known(func))
 
     def _add_to_class(self, cls: type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.classes.append(cls)
-        only = None if self._going is None else self._going.classes.changed(cls)
+        self.definitions.append(cls)
+        only = None if self._going is None else self._going.definitions.known(cls).only
         return dynamic.add_to_class(cls, reduced, name_it=True, only=only)
 
     def _choose(self, cls: type) -> reducers.Reducer | None:

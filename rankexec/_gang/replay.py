@@ -121,7 +121,7 @@ class Replay(_Standard):  # type: ignore[misc]  # see above
         self.dispatch_table = reducing.dispatch_table
         if isinstance(reducing, Referring):
             self.persistent_id = reducing.persistent_id
-        self.classes = getattr(reducing, "classes", [])
+        self.definitions = getattr(reducing, "definitions", [])
 
         def save_reduce(*args: Any, obj: Any) -> None:
             _Standard.save_reduce(self, *args, obj=obj)

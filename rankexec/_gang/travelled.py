@@ -5,9 +5,7 @@ The caller's side; the ranks' is in `arrived`.
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -16,7 +14,7 @@ from rankexec._gang.alike import alike, walk
 from rankexec._gang.identity import Number, met, nobody_else_holds
 from rankexec._gang.known import Kept, Part, Weak
 from rankexec._gang.output import warn
-from rankexec._gang.parts import Parts
+from rankexec._gang.parts import Parts, forget_parts, forgetting, take_out
 from rankexec._gang.schedules import Optimizers
 from rankexec._gang.spans import Span
 
@@ -49,8 +47,7 @@ class Travelled:
         self._unlike: set[tuple[int, str]] = set()
         """What ranks have made, each its own, and not alike: the call's number, and the name."""
         self._next = 0
-        self._within = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may submit
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -89,7 +86,8 @@ class Travelled:
     def note_within(self, obj: Any, call: int) -> Number:
         """Note what the ranks have made within what they have; return its number."""
         with self._lock:
-            number = (-1, "", next(self._within))
+            number = (-1, "", self._next)
+            self._next += 1
             self._take([(0, obj)], lambda _: number, call)
         return number
 
@@ -129,10 +127,11 @@ class Travelled:
 
     def refer(self, numbers: Iterable[Number], call: int) -> None:
         """Note what a call refers to, and brings along for ranks that have it no longer."""
-        for number in numbers:
-            if (known := self._by_number(number)) is not None:
-                known.used = call
-                self._dropped.pop(number, None)
+        with self._lock:
+            for number in numbers:
+                if (known := self._by_number(number)) is not None:
+                    known.used = call
+                    self._dropped.pop(number, None)
 
     def made(
         self, first: int, name: str, value: Any, theirs: Iterable[int | None], call: int
@@ -172,7 +171,7 @@ class Travelled:
                 self._note(obj, part)
 
     def _weak(self, obj: Any, number: Number, call: int) -> Weak:
-        weak = Weak(obj, _forgetting(self._known, self._ids, self._parts, id(obj)))
+        weak = Weak(obj, forgetting(self._known, self._ids, self._parts, id(obj)))
         weak.number, weak.used, weak.parts, weak.own = number, call, [], None
         return weak
 
@@ -190,16 +189,21 @@ class Travelled:
 
     def forget_unheld(self) -> None:
         """Forget lists and dicts that only this holds, and what is in them."""
-        while alone := nobody_else_holds(self._held):
-            for key in alone:
-                self._forget(self._held[key])
-        _forget_parts(self._known, self._ids, self._parts.unheld())
+        with self._lock:  # a session's thread notes what ranks drop
+            while alone := nobody_else_holds(self._held):
+                for known in filter(None, map(self._held.get, alone)):
+                    self._forget(known)
+            forget_parts(self._known, self._ids, self._parts.unheld())
 
     def dropped(self, spans: Iterable[Span], call: int) -> None:
         """Note what one rank has no longer after a call. What none has will travel again.
 
         A later call, which is on its way, may have brought it once more.
         """
+        with self._lock:
+            self._drop(spans, call)
+
+    def _drop(self, spans: Iterable[Span], call: int) -> None:
         parts = []
         for start, stop in spans:
             for number in range(start, stop):
@@ -222,30 +226,8 @@ class Travelled:
     def _forget(self, known: Any) -> None:
         key = self._ids.pop(known.number, None)
         self._dropped.pop(known.number, None)
-        if key is not None and self._known.get(key) is known:
-            del self._known[key]
-        if key is not None and self._held.get(key) is known:
-            del self._held[key]
+        if key is not None:
+            take_out(self._known, key, known)
+            take_out(self._held, key, known)
         if isinstance(known, Part):
             self._parts.remove(known)
-
-
-def _forgetting(
-    known: dict[int, Any], ids: dict[Number, int], parts: Parts, key: int
-) -> Callable[[weakref.ref[Any]], None]:
-    """Return what is called when an object is gone; it holds the tables, not who has them."""
-
-    def forget(weak: Any) -> None:
-        ids.pop(weak.number, None)
-        if known.get(key) is weak:
-            del known[key]
-        _forget_parts(known, ids, parts.without(weak))
-
-    return forget
-
-
-def _forget_parts(known: dict[int, Any], ids: dict[Number, int], parts: Iterable[Part]) -> None:
-    for part in parts:
-        ids.pop(part.number, None)
-        if known.get(part.address) is part:
-            del known[part.address]
