@@ -70,7 +70,7 @@ LAYERS = """
     _gang                       _map                contexts            errors
     _gang.saving
     _torch                      _gang.streams
-    _gang.sockets
+    _gang.sockets               _gang.environment
 """
 """Imports run downwards only: a module imports those of the lines below its own."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from rankexec._gang import frameworks, namespace
 from rankexec._gang.breaking import Breakable
 from rankexec._gang.call import Call, RankInfo, perform
-from rankexec._gang.restore import restore_environment
+from rankexec._gang.environment import restore_environment
 
 __all__ = ("CallerRank",)
 

@@ -25,6 +25,7 @@ from rankexec._gang.bound import Bound, values_of
 from rankexec._gang.breaking import Breakable, GangEnded
 from rankexec._gang.call import Call, RankInfo, Seat, Stage, make_context, perform
 from rankexec._gang.channel import Channel
+from rankexec._gang.environment import set_variables
 from rankexec._gang.held import Ear
 from rankexec._gang.modes import in_modes
 from rankexec._gang.picklers import caller_classes, is_known_to_caller
@@ -70,7 +71,7 @@ class ChildRank:
             leaving = self._perform(imports, packed, None)
         else:
             # A session whose context is entered anew has a new port, and a new store.
-            os.environ.update(self._seat.environment())
+            set_variables(self._seat.environment())
             with self._ear.hearing(self._seat) as rank:
                 leaving = self._perform(imports, packed, rank)
         output.flush()  # before "left": the caller reads what is there, then resolves the future

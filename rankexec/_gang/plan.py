@@ -18,8 +18,8 @@ from multiprocess import spawn
 from rankexec._checks import check_variables
 from rankexec._gang.call import RankInfo, Seat, Stage
 from rankexec._gang.deferred import Interruptible
+from rankexec._gang.environment import base_environment
 from rankexec._gang.main import main_as_module
-from rankexec._gang.restore import base_environment
 from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.sockets import reserved_port
 from rankexec._gang.wire import Packed

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rankexec._gang import frameworks
 from rankexec._gang.deferred import Deferred
+from rankexec._gang.environment import kept_environment
 from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._gang.main import main_as_module
 from rankexec._torch import cuda_in_use
@@ -25,10 +26,8 @@ from rankexec.errors import GangTimeout
 __all__ = (
     "OwnGroup",
     "as_before",
-    "base_environment",
     "has_group",
     "name_groups_afresh",
-    "restore_environment",
     "turn",
 )
 
@@ -97,15 +96,6 @@ def _end_turn() -> None:
             _turn.lock.release()
 
 
-_base: dict[str, str] | None = None
-
-
-def base_environment() -> dict[str, str]:
-    """Return this process's environment without what a gang has put into it."""
-    base = _base
-    return dict(os.environ) if base is None else dict(base)
-
-
 def _users_level() -> int:
     """Return the `stacklevel` of the line outside this package that waits."""
     here = os.path.dirname(os.path.dirname(__file__))
@@ -125,8 +115,6 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
 
     Setting every signal handler again would remove faulthandler's, which Python cannot see.
     """
-    global _base  # noqa: PLW0603  # the turn makes it one writer at a time
-    environment = _base = dict(os.environ)
     handlers = {number: get_handler(number) for number in _SIGNALS}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _MASKS else set()
     main, sys.modules["__main__"] = sys.modules["__main__"], main_as_module()
@@ -135,10 +123,9 @@ def as_before(*, keep_group: bool = False) -> Iterator[None]:
     group, device = keep_group or has_group(), _cuda_device()
     name_groups_afresh()
     try:
-        yield
+        with kept_environment():
+            yield
     finally:
-        restore_environment(environment)
-        _base = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 if handler is not None and get_handler(number) is not handler:
@@ -170,15 +157,6 @@ def _go_back(directory: str) -> None:
         os.chdir(directory)
     except OSError as error:  # the function itself may have removed it
         warnings.warn(f"the caller's working directory is not restored: {error}", stacklevel=2)
-
-
-def restore_environment(before: Mapping[str, str]) -> None:
-    """Make os.environ equal to `before`, touching only what differs."""
-    now = dict(os.environ)
-    for name in now.keys() - before.keys():
-        del os.environ[name]
-    for name, value in before.items() - now.items():
-        os.environ[name] = value
 
 
 def has_group() -> bool:

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from rankexec._gang import finish, worker
 from rankexec._gang.channel import Channel
+from rankexec._gang.environment import restore_environment
 from rankexec._gang.line import Line
-from rankexec._gang.restore import restore_environment
 from rankexec._notebook import cell  # noqa: F401  # to import it takes a rank 8 ms, for every cell
 from rankexec._torch import do_not_wait_at_exit
 from rankexec.launchers._preload import forget_edited

@@ -14,7 +14,7 @@ from typing import Any
 
 from rankexec._checks import check_list
 from rankexec._gang.call import Seat
-from rankexec._gang.restore import base_environment
+from rankexec._gang.environment import base_environment
 from rankexec._gang.sockets import PASSES_FILES
 from rankexec.contexts import TorchDDPCtx
 from rankexec.launchers import Child
