@@ -17,9 +17,14 @@ from rankexec._gang.deferred import Deferred
 __all__ = ("Slots", "cpu_count", "visible_gpus")
 
 
-@lru_cache(maxsize=1)
 def cpu_count() -> int:
-    """Return the CPU cores that this process may use: affinity and cgroups count."""
+    """Return the CPU cores that this thread may use: affinity and cgroups count."""
+    return _count(frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
+
+
+@lru_cache(maxsize=16)
+def _count(_affinity: frozenset[int] | None) -> int:
+    """Count them: it reads the files of cgroups, and that for every gang."""
     import loky  # imports much: not with rankexec, but with the first executor
 
     return int(loky.cpu_count())

@@ -31,7 +31,7 @@ LAYERS = """
     launchers._guarded          launchers._ranks    _gang.standing      _notebook.cell
     launchers._ends             _gang.worker        _gang.fresh         _gang.watch
     launchers._preload          launchers._pages    _gang.child         launchers._command
-    launchers._spawned          launchers._preloading
+    launchers._spawned          launchers._preloading                   launchers._kinds
     _gang.held                  _gang.run           _gang.leaving
     _gang.failures
     _gang.gang
@@ -59,7 +59,7 @@ LAYERS = """
     _checks                     _slots              _gang.finish
     _gang.modules               _gang.quiet         _gang.absent
     _gang.descriptors           _gang.mappings      _gang.call          _gang.line
-    _gang.main
+    _gang.main                  _gang.surroundings
     _gang.loop                  _gang.deferred      _gang.output        _gang.peers
     _gang.tensors               _gang.libc          _notebook.reach     _gang.handlers
     _gang.stacks                _gang.trackers

@@ -15,7 +15,8 @@ from rankexec._gang.leaving import Leaving
 from rankexec._gang.plan import prepare
 from rankexec._gang.restore import as_before
 from rankexec._gang.run import Job, Part, conduct_apart
-from rankexec._slots import Slots
+from rankexec._gang.surroundings import surroundings
+from rankexec._slots import Slots, cpu_count
 from rankexec.launchers import Launcher
 
 __all__ = ("Fresh",)
@@ -45,6 +46,7 @@ class Fresh:
         self._have_supervised = supervise
         self._leaving = leaving
         self._leave_timeout = leave_timeout
+        self._around = surroundings(cpu_count())  # another thread may start the gang
         self._crew: Crew | None = None
         self._devices: list[str] | None = None
         self._holding = ExitStack()
@@ -70,8 +72,8 @@ class Fresh:
                 holding.callback(self._launcher.release)
                 self._devices = holding.enter_context(self._slots.taken(settings.world_size))
         context = make_context(job.call.ctx)
-        infos = job.future.ranks
-        plan = prepare(job.packed, settings, self._devices, self._launcher, context, infos)
+        infos, start = job.future.ranks, (self._devices, self._launcher, context)
+        plan = prepare(job.packed, settings, *start, infos, self._around)
         holding.enter_context(plan.side)
         if settings.caller_rank is not None:
             self._leaving.wait(settings.timeout)  # it has the one thread of the pool

@@ -22,6 +22,7 @@ from rankexec._gang.environment import base_environment
 from rankexec._gang.main import main_as_module
 from rankexec._gang.sets import NOTHING, Sets
 from rankexec._gang.sockets import reserved_port
+from rankexec._gang.surroundings import Surroundings, surroundings
 from rankexec._gang.wire import Packed
 from rankexec._settings import Settings
 from rankexec._slots import cpu_count, visible_gpus
@@ -65,6 +66,7 @@ def prepare(
     launcher: Launcher,
     context: AbstractContextManager[Any],
     infos: list[RankInfo],
+    around: Surroundings | None = None,
 ) -> Plan:
     """Decide everything, and hold what the gang needs from the caller: a port, a store.
 
@@ -75,7 +77,9 @@ def prepare(
         launcher: what will start the children.
         context: the context manager whose caller side, if it has one, is entered.
         infos: by rank; what is known of the ranks now is filled in.
+        around: the surroundings of the thread that submits; None: it is this one.
     """
+    around = around or surroundings(cpu_count())
     with ExitStack() as side:
         port = side.enter_context(reserved_port())
         extra: Mapping[str, str | None] = {}
@@ -85,12 +89,7 @@ def prepare(
             with Interruptible():
                 found = side.enter_context(entered) or {}
             extra = check_variables(what, found, unset=True)
-        base = base_environment()
-        variables = {**_defaults(base, settings.world_size), **extra, **settings.env}
-        # With torch's agent store `env://` would join a store that is not ours.
-        unset = {name for name, value in variables.items() if value is None} | {_AGENT_STORE}
-        base = {name: value for name, value in base.items() if name not in unset}
-        added = {name: value for name, value in variables.items() if value is not None}
+        base, added = _variables(settings, around.cores, extra)
         seats = _seats(settings.world_size, port, added, devices)
         for seat in seats:
             _fill_in(infos[seat.rank], seat, settings.caller_rank)
@@ -98,7 +97,7 @@ def prepare(
             packed=packed,
             seats=seats,
             environments=[_environment(base, seat, devices, settings) for seat in seats],
-            preparation=_preparation(),
+            preparation=_preparation(around),
             launcher=launcher,
             caller_rank=settings.caller_rank,
             imports=settings.imports,
@@ -108,6 +107,18 @@ def prepare(
             infos=infos,
             side=side.pop_all(),
         )
+
+
+def _variables(
+    settings: Settings, cores: int, extra: Mapping[str, str | None]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what of the caller's environment ranks have, and what is added to it."""
+    base = base_environment()
+    variables = {**_defaults(base, cores // settings.world_size), **extra, **settings.env}
+    # With torch's agent store `env://` would join a store that is not ours.
+    unset = {name for name, value in variables.items() if value is None} | {_AGENT_STORE}
+    base = {name: value for name, value in base.items() if name not in unset}
+    return base, {name: value for name, value in variables.items() if value is not None}
 
 
 def _seats(
@@ -165,13 +176,13 @@ def _fill_in(info: RankInfo, seat: Seat, caller_rank: int | None) -> None:
     info.host, info.device = socket.gethostname(), seat.device
 
 
-def _defaults(base: Mapping[str, str], world_size: int) -> dict[str, str | None]:
+def _defaults(base: Mapping[str, str], cores: int) -> dict[str, str | None]:
     """Return what ranks of a gang on one host want, unless the user has set it."""
     wanted = {
         # Where the host name resolves to an outside address, gloo would listen there.
         "GLOO_SOCKET_IFNAME": _loopback_interface(),
         "NCCL_SOCKET_IFNAME": _loopback_interface(),
-        "OMP_NUM_THREADS": str(max(1, cpu_count() // world_size)),
+        "OMP_NUM_THREADS": str(max(1, cores)),
     }
     return {name: value for name, value in wanted.items() if value and name not in base}
 
@@ -184,7 +195,7 @@ def _loopback_interface() -> str | None:
     return None
 
 
-def _preparation() -> dict[str, Any]:
+def _preparation(around: Surroundings) -> dict[str, Any]:
     """Return what a child takes over from this process, but never its `__main__`."""
     main = main_as_module()
     vars(main).setdefault("__spec__", None)  # after IPython's `%reset`, under pdb
@@ -199,7 +210,7 @@ def _preparation() -> dict[str, Any]:
     spec, package = getattr(main, "__spec__", None), getattr(main, "__package__", None)
     data["main"] = getattr(spec, "name", None), package, getattr(main, "__file__", None)
     data["twin_start_method"] = multiprocessing.get_start_method(allow_none=True)
-    data["umask"] = _umask()
+    data["umask"], data["surroundings"] = _umask(), around
     # As themselves they may only be pickled by their own libraries, while these start a process.
     data["authkey"] = bytes(data["authkey"])
     data["twin_authkey"] = bytes(twin_process.current_process().authkey)

@@ -50,6 +50,7 @@ from rankexec._gang.finish import flush_files
 from rankexec._gang.held import Ear
 from rankexec._gang.line import Line
 from rankexec._gang.sets import NOTHING
+from rankexec._gang.surroundings import take_over
 from rankexec._gang.trackers import prepare_trackers
 from rankexec._gang.wire import pack_result
 
@@ -131,6 +132,7 @@ def rehearse(take_environment: TakeEnvironment) -> None:
     preparation = spawn.get_preparation_data("rank")
     authkey = bytes(preparation["authkey"])
     preparation.update(umask=0o077, authkey=authkey, twin_authkey=authkey)
+    preparation.update(surroundings=None)
     preparation.update(main=(None, None, None), twin_start_method=None)
     seat = Seat(0, 1, "", 0, 0, 1)
     ours.send("prepare", (preparation, {**os.environ, **seat.environment()}))
@@ -198,6 +200,8 @@ def die_with(guardian: int) -> None:
 
 def _prepare(preparation: dict[str, Any]) -> None:
     """Take over sys.path, cwd, argv of the caller; never its `__main__`, which is not run again."""
+    if (theirs := preparation.pop("surroundings")) is not None:
+        take_over(theirs)
     _make_main(*preparation.pop("main"))
     os.umask(preparation.pop("umask"))
     # Of the library of which multiprocess is a copy: managers of either ask for it.

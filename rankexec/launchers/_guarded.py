@@ -14,6 +14,7 @@ from typing import Any
 
 from rankexec.launchers._command import command_for
 from rankexec.launchers._ends import close_all, offers_socket, pidfd, receive_ends
+from rankexec.launchers._kinds import Kind, kind_of
 
 __all__ = ("GUARDIANS", "Guardian")
 
@@ -29,6 +30,7 @@ class Guardian:
         import subprocess  # takes as long as a tenth of rankexec
 
         from rankexec._gang.line import Line  # brings multiprocess and dill along
+        from rankexec._gang.surroundings import surroundings
 
         self._lock = threading.RLock()  # a finalizer of this thread may tell it something
         self._told: deque[tuple[Any, ...]] = deque()
@@ -49,6 +51,7 @@ class Guardian:
             caller = pidfd(os.getpid())
             theirs.callback(close_all, [caller])
             fds = [control.fileno(), caller, self._offered.fileno(), offers.fileno()]
+            self.began_in = surroundings()
             self._process = subprocess.Popen(
                 [*command[:-1], *map(str, fds), command[-1]],
                 env=environment,
@@ -134,13 +137,18 @@ class Guardian:
         with self._lock:
             self._control.close()
             self._offered.close()
-            if not self._used:  # it has nothing to put in order, and may be importing torch
-                self._process.terminate()
+            seconds = _CLOSE_SECONDS
+            # Where the caller was somebody else when it started it, it hears what it is told.
+            with suppress(PermissionError):
+                if not self._used:  # it has nothing to put in order, and may be importing torch
+                    self._process.terminate()
+                    seconds = _TERMINATE_SECONDS
             try:
-                self._process.wait(_CLOSE_SECONDS if self._used else _TERMINATE_SECONDS)
+                self._process.wait(seconds)
             except TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                with suppress(PermissionError):
+                    self._process.kill()
+                    self._process.wait()
 
     def forget(self) -> None:
         """In a forked child: it is the parent's."""
@@ -150,16 +158,12 @@ class Guardian:
 
 
 class Guardians:
-    """The guardians of this process, by what they were started with; counted by leases.
-
-    A guardian that ranks are forked from has read the variables that its libraries read on
-    import: setting them after the fork does nothing, so ranks with other values need another one.
-    """
+    """The guardians of this process, by what they were started with; counted by leases."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._leases = 0
-        self._by_key: dict[Any, Guardian] = {}  # the least recently used first
+        self._by_key: dict[Kind, Guardian] = {}  # the least recently used first
 
     def lease(self) -> None:
         """Be needed once more."""
@@ -179,12 +183,14 @@ class Guardians:
             while self._by_key:
                 self._by_key.popitem()[1].close()
 
-    def get(self, environment: Mapping[str, str], preload: Sequence[str] | None) -> Guardian:
-        """Return a living guardian for ranks with this environment; start it if there is none."""
-        key: Any = None
-        if preload is not None:
-            read = {k: v for k, v in environment.items() if _is_read_on_import(k)}
-            key = (tuple(preload), frozenset(read.items()))
+    def get(
+        self,
+        privileges: tuple[Any, ...],
+        environment: Mapping[str, str],
+        preload: Sequence[str] | None,
+    ) -> Guardian:
+        """Return a living guardian for ranks like that; start it if there is none."""
+        key = kind_of(privileges, environment, preload)
         with self._lock:
             guardian = self._by_key.pop(key, None)
             if guardian is not None and not guardian.alive():
@@ -193,7 +199,7 @@ class Guardians:
             if guardian is None:
                 guardian = Guardian(environment, preload)
             self._by_key[key] = guardian
-            self._close_unused()
+            self._close_unused(privileges)
             return guardian
 
     def park_no_more(self, launcher: Any) -> None:
@@ -210,9 +216,12 @@ class Guardians:
                     del self._by_key[key]
                     guardian.close()
 
-    def _close_unused(self) -> None:
-        for key, guardian in list(self._by_key.items())[:-_KEPT]:
-            if guardian.running == 0:
+    def _close_unused(self, privileges: tuple[Any, ...]) -> None:
+        known = list(self._by_key.items())
+        for key, guardian in known:
+            # It does what it is told: a caller that was root is to have none that still is.
+            kept = key.privileges == privileges and (key, guardian) in known[-_KEPT:]
+            if not kept and guardian.running == 0:
                 del self._by_key[key]
                 guardian.close()
 
@@ -226,17 +235,6 @@ class Guardians:
 
 
 _KEPT = 2
-_PREFIXES = (
-    "OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "TORCH", "PYTORCH", "PYTHON", "LD_",
-)  # fmt: skip
-
-
-def _is_read_on_import(name: str) -> bool:
-    # The number of threads differs with the world size; a forked rank sets it by torch's function.
-    # What a launcher of torch's tells its ranks is read when it is asked for.
-    later = name == "OMP_NUM_THREADS" or name.startswith("TORCHELASTIC_")
-    return name.startswith(_PREFIXES) and not later
-
 
 LATER = frozenset({"torch._dynamo"})
 """Takes half as long to import as torch, and not every rank needs it: no gang waits for it."""

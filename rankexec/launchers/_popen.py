@@ -146,9 +146,14 @@ class GuardedPopen:
 
     def _prepare(self, process: RankProcess) -> bool:
         """Send the first message. Returns False if there is nobody to take it."""
-        environment = process.environment if process.fork else None
+        environment, preparation = (
+            process.environment if process.fork else None,
+            process.preparation,
+        )
+        if preparation["surroundings"].is_like(self.guardian.began_in):  # it has them from there
+            preparation = {**preparation, "surroundings": None}
         try:
-            process.channel.send("prepare", (process.preparation, environment))
+            process.channel.send("prepare", (preparation, environment))
         except ConnectionError:
             return False
         return True

@@ -20,6 +20,7 @@ from rankexec.contexts import TorchDDPCtx
 from rankexec.launchers import Child
 from rankexec.launchers._ends import hold_standard
 from rankexec.launchers._guarded import GUARDIANS, Guardian
+from rankexec.launchers._kinds import privileges
 from rankexec.launchers._preloading import check_not_preloading, is_preloading
 
 __all__ = ("LocalLauncher",)
@@ -72,6 +73,7 @@ class LocalLauncher:
         self.preload = _checked_preload(preload)
         self.standby = bool(standby)
         self.standby_ttl = float(standby_ttl)
+        self._privileges: tuple[Any, ...] = ()
         self._leases = 0
         self._lock = threading.RLock()  # a finalizer of this thread may release
         if start_method == "spawn" and (self.preload or self.standby):
@@ -85,6 +87,7 @@ class LocalLauncher:
         GUARDIANS.lease()
         try:
             if PASSES_FILES and not is_preloading():
+                self._privileges = privileges()  # each gang has its lease, as it is submitted
                 self.find_guardian(base_environment(), preload)
         except BaseException:
             self.release()
@@ -115,9 +118,10 @@ class LocalLauncher:
         without it would wait for nothing.
         """
         if self.start_method == "spawn":
-            return GUARDIANS.get(environment, None)
+            return GUARDIANS.get(self._privileges, environment, None)
         torch = TorchDDPCtx.preload if "torch" in sys.modules else ()
-        return GUARDIANS.get(environment, tuple(dict.fromkeys([*torch, *preload, *self.preload])))
+        names = tuple(dict.fromkeys([*torch, *preload, *self.preload]))
+        return GUARDIANS.get(self._privileges, environment, names)
 
     def start(
         self,
