@@ -25,6 +25,10 @@ def save(folder: str) -> None:
     dcp.async_save({"a": torch.ones(1 << 20)}, checkpoint_id=folder)
 
 
+# The checkpoints of torch 2.8 use what torch has deprecated itself.
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _torchs_own(tmp_path_factory):
     """The first checkpoint of a process leaves descriptors of torch's own."""

@@ -6,6 +6,7 @@ It looks at the package that is imported, wherever that is installed.
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import os
 import pathlib
@@ -75,6 +76,8 @@ LAYERS = """
 """Imports run downwards only: a module imports those of the lines below its own."""
 
 ROOT = pathlib.Path(rankexec.__file__).parent
+HERE = pathlib.Path(__file__).parent
+SETUP = HERE.parent / "setup.cfg"
 
 
 def find_modules() -> dict[str, ast.Module]:
@@ -290,3 +293,19 @@ def test_suppressions(folder) -> None:
         and not REASONED.search(line)
     ]
     assert without == []
+
+
+# --- what it stands on ---
+
+
+@pytest.mark.skipif(not SETUP.exists(), reason="the tests are not in a checkout")
+def test_lower_bounds() -> None:
+    """Those that users see are those that `tox -e oldest` installs: each, and no others."""
+    config = configparser.ConfigParser()
+    config.read(SETUP, encoding="utf-8")
+    extras = config["options.extras_require"]
+    wanted = [config["options"]["install_requires"], *(extras[name] for name in extras)]
+    bounds = [line.strip() for part in wanted for line in part.splitlines() if line.strip()]
+    lines = (HERE / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    assert pinned == [bound.replace(">=", "==") for bound in bounds]

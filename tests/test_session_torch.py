@@ -52,7 +52,9 @@ def test_debug_level(make_executor, monkeypatch, how):
     executor = make_executor(WORLD, ctx=TorchDDPCtx(), gather=True, env=env)
     before = torch.distributed.get_debug_level()
     level = torch.distributed.DebugLevel.DETAIL
-    assert executor.submit(torch.distributed.get_debug_level).result() == [level] * WORLD
+    # Not torch's own function: made by the pybind11 of torch 2.8, it does not travel.
+    asked = executor.submit(lambda: torch.distributed.get_debug_level())  # noqa: PLW0108  # see above
+    assert asked.result() == [level] * WORLD
     assert executor.submit(all_reduce).result() == [WORLD] * WORLD
     assert torch.distributed.get_debug_level() == before
 
@@ -180,7 +182,9 @@ with RankedExecutor(2, ctx=TorchDDPCtx()) as executor, executor.session() as ses
 def test_ctrl_c(interrupted, call):  # noqa: F811  # the fixture
     """The call is broken off on every rank, and the session goes on with the same processes."""
     out, err = interrupted(SCRIPT.format(call=call))
-    assert (out, err) == ("KeyboardInterrupt\n2.0\nTrue\n", "")
+    # gloo tells of its connections in torch 2.8.
+    own = [line for line in out.splitlines() if "[Gloo] Rank" not in line]
+    assert (own, err) == (["KeyboardInterrupt", "2.0", "True"], "")
 
 
 def test_four_ranks(make_executor):

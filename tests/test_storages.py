@@ -69,7 +69,9 @@ if __name__ == "__main__":
     del by_name
     print([name for name in os.listdir("/dev/shm") if name.startswith(f"torch_{os.getpid()}_")])
 """
-    assert run_script(tmp_path, script) == "[200.0, 202.0] [200.0, 202.0]\n[]\n"
+    # With torch 2.8 a process that ends warns of storages that torch holds by weak references.
+    env = {"PYTHONWARNINGS": "ignore:Deallocating UntypedStorage:UserWarning"}
+    assert run_script(tmp_path, script, env=env) == "[200.0, 202.0] [200.0, 202.0]\n[]\n"
 
 
 @pytest.fixture

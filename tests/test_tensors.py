@@ -34,7 +34,7 @@ def raw(tensor):
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.filterwarnings("ignore:(ComplexHalf|BComplex32) support:UserWarning")  # torch's, once
 @pytest.mark.parametrize("size", [0, 3, BUFFER_LIMIT], ids=["empty", "small", "large"])
 @pytest.mark.parametrize("dtype", PLAIN, ids=str)
 def test_every_dtype(dtype, size):
@@ -294,6 +294,7 @@ def test_parametrized_modules():
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # from torch 2.14 on
 def test_scripted_and_traced_modules():
     """By torch's own format, by themselves and in other modules; nothing is said of that."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())

@@ -75,4 +75,5 @@ def _quietly() -> Iterator[None]:
     """Whoever has scripted a module has been told that this is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14's category for it
         yield
