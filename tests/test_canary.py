@@ -20,6 +20,7 @@ import multiprocessing
 import multiprocessing.heap
 import multiprocessing.reduction
 import multiprocessing.sharedctypes
+import os
 import pathlib
 import pickle
 import random
@@ -64,6 +65,8 @@ CALLED = [
     ("cloudpickle.cloudpickle", "_lookup_class_or_track", 2, "that a class arrives once"),
     ("cloudpickle.cloudpickle", "_get_or_create_tracker_id", 1, "that a TypeVar arrives once"),
     ("cloudpickle.cloudpickle", "_class_setstate", 2, "the members of classes by value"),
+    ("cloudpickle.cloudpickle", "_function_setstate", 2, "functions that come to a session"),
+    ("copyreg", "_slotnames", 1, "what a session's ranks have made in slots"),
     ("cloudpickle.cloudpickle", "_make_skeleton_class", 6, "which reductions are of classes"),
     # multiprocess, multiprocessing and loky: how ranks are started, and what they leave behind
     ("multiprocess.util", "_args_from_interpreter_flags", 0, "the flags of fresh interpreters"),
@@ -362,3 +365,9 @@ def test_all_are_named() -> None:
     """What the package takes from others that is private stands in this file."""
     here = pathlib.Path(__file__).read_text(encoding="utf-8")
     assert {n: where for n, where in private_names().items() if n not in here} == {}
+
+
+def test_environment():
+    """os.environ keeps all of it, encoded, in one dict: without, each call decodes it in Python."""
+    assert os.environ._data.items() == os.environb._data.items()
+    assert len(os.environ._data) == len(os.environ)

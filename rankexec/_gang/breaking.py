@@ -21,7 +21,7 @@ from rankexec._gang.call import Seat
 from rankexec._gang.handlers import get_handler, set_handler
 from rankexec._gang.output import warn
 from rankexec._gang.peers import hang_up
-from rankexec._gang.sockets import cut, inet_sockets, open_sockets
+from rankexec._gang.sockets import Spared, cut, inet_sockets
 
 __all__ = ("BREAK_SECONDS", "CUT_OFF_AFTER_SECONDS", "Breakable", "GangEnded")
 
@@ -46,22 +46,22 @@ class Breakable:
 
     Args:
         seat: the rank's.
-        own_sockets: inodes of what earlier calls of a session have opened; kept up to date.
-            None: this is the only call.
+        spared: of a session, which sockets none of its calls has opened; None: this is the only
+            call.
     """
 
-    def __init__(self, seat: Seat, own_sockets: set[int] | None = None) -> None:
+    def __init__(self, seat: Seat, spared: Spared | None = None) -> None:
         self.number = seat.rank
         self._size = seat.world_size
         self._thread = 0
         self._lock = threading.Lock()
         self._inside = False
         self._broken = False
-        self._own_sockets = own_sockets
-        self._spared_sockets: set[int] = set()
+        self._spared = Spared(between=True) if spared is None else spared
+        self._in_session = spared is not None
         self._break_signal: int | None = None
         self._abort: Callable[[], None] | None = None
-        self._grace = GRACE_SECONDS if own_sockets is None else GRACE_IN_SESSION_SECONDS
+        self._grace = GRACE_IN_SESSION_SECONDS if self._in_session else GRACE_SECONDS
         self._told_at = 0.0
 
     @contextmanager
@@ -69,15 +69,13 @@ class Breakable:
         """Be ready to be broken off: from here on in this thread."""
         self._thread = threading.get_ident()
         self._abort = getattr(context, "caller_abort", None)
-        own = self._own_sockets
-        self._spared_sockets = open_sockets().keys() - (own or ())
+        self._spared.begins()
         with self._break_handler(), _unnoticed():
             try:
                 yield
             finally:
-                if own is not None:
-                    own.clear()
-                    own.update(open_sockets().keys() - self._spared_sockets)
+                if self._in_session:
+                    self._spared.ends()
 
     def __enter__(self) -> None:
         with self._lock:
@@ -162,7 +160,7 @@ class Breakable:
         so is what came in through it, such as a Jupyter kernel's connections.
         """
         found = inet_sockets()
-        spared = self._spared_sockets
+        spared = self._spared.inodes
         ports = {one.port for inode, one in found.items() if one.listens and inode in spared}
         own = [one for inode, one in found.items() if not (inode in spared or one.port in ports)]
         for one in own:

@@ -19,6 +19,7 @@ from rankexec._gang.call import Seat, Stage, make_context
 from rankexec._gang.channel import Channel
 from rankexec._gang.output import warn
 from rankexec._gang.restore import OwnGroup, name_groups_afresh
+from rankexec._gang.sockets import Spared
 from rankexec._gang.wire import Packed
 
 __all__ = ("Ear", "Held")
@@ -87,7 +88,7 @@ class Ear:
     def __init__(self, channel: Channel) -> None:
         self.arrived = Arrived()
         self._held: Held | None = None
-        self._sockets: set[int] = set()
+        self._spared = Spared(between=False)
         self._channel = channel
         self._heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._rank: Breakable | None = None
@@ -111,7 +112,7 @@ class Ear:
     @contextmanager
     def hearing(self, seat: Seat) -> Iterator[Breakable]:
         """Span a call: a "halt" breaks it off until it has been left."""
-        self._rank = Breakable(seat, self._sockets)
+        self._rank = Breakable(seat, self._spared)
         self._left.clear()
         try:
             yield self._rank

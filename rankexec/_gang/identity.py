@@ -84,6 +84,8 @@ def met(memo: Iterable[tuple[int, Any]]) -> Met:
     parts: list[Any] = []
     for number, obj in memo:
         kind = type(obj)
+        if kind in _ATOMS:  # most are
+            continue
         if kind not in kinds:
             kinds[kind] = _has_weak_references(kind)
         if weak := kinds[kind]:
@@ -108,7 +110,8 @@ def _parts(obj: Any) -> tuple[Any, ...]:
     """Return what is pickled apart from an object, but is nothing by itself."""
     if isinstance(obj, types.FunctionType):
         return obj.__dict__, obj.__annotations__, obj.__kwdefaults__
-    return (attributes_of(obj),) if type(obj).__module__.startswith(_OURS) else ()
+    own = attributes_of(obj) if type(obj).__module__.startswith(_OURS) else None
+    return () if own is None else (own, *own.values())
 
 
 def is_told_apart(kind: type) -> bool:
@@ -143,15 +146,15 @@ def _is_nothing_else(kind: type) -> bool:
 
 _known_kinds: dict[type, bool | None] = {}
 """Of types that are never gone: what was found out."""
-_MADE_AT_RUN_TIME = 1 << 9
+_MADE_AT_RUN_TIME, _COLLECTED = 1 << 9, 1 << 14
 _OURS = "rankexec."
-_COLLECTED = 1 << 14
+_ATOMS = frozenset({str, int, float, bool, bytes, type, tuple, types.CodeType})
 UNCHANGING = (
     type, type(None), tuple, frozenset, str, bytes, int, float, complex, slice, enum.Enum, property,
     staticmethod, classmethod, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     types.CodeType, types.ModuleType, types.MappingProxyType, types.GenericAlias,
 )  # fmt: skip
-"""Functions travel each time, and bring names along that they read; classes are cloudpickle's."""
+"""Functions and classes bring along what they read: see `definitions`."""
 
 
 def attributes_of(obj: Any) -> dict[str, Any] | None:

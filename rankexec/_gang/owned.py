@@ -29,7 +29,6 @@ __all__ = ("pack_owned",)
 def pack_owned(call: Call, going: Going) -> Packed:
     """Pack a session's call. Raises whatever pickling raises."""
     objects = going.objects
-    objects.forget_unheld()
     dumped = _plainly(call, going) or _with_references(call, going)
     going.first = objects.note(dumped.memo, going.number)
     going.definitions.note(dumped.pickler.definitions)

@@ -10,6 +10,7 @@ import stat
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = (
     "NO_SIGNAL",
     "PASSES_FILES",
     "InetSocket",
+    "Spared",
     "close_all",
     "cut",
     "free_descriptors",
@@ -130,6 +132,33 @@ def open_sockets() -> dict[int, int]:
         if stat.S_ISSOCK(status.st_mode):
             found[status.st_ino] = int(name)
     return found
+
+
+class Spared:
+    """The sockets that were there before the calls of a rank, and are spared if one is broken off.
+
+    Args:
+        between: whether others may open some between the calls, as in the caller; in a child, whose
+            calls have opened all that is not there now, it is looked once.
+
+    Attributes:
+        inodes: theirs.
+    """
+
+    def __init__(self, *, between: bool) -> None:
+        self.inodes: AbstractSet[int] = frozenset() if between else open_sockets().keys()
+        self._between = between
+        self._own: AbstractSet[int] = frozenset()
+
+    def begins(self) -> None:
+        """Look before a call."""
+        if self._between:
+            self.inodes = open_sockets().keys() - self._own
+
+    def ends(self) -> None:
+        """Look after a call: what it has opened is the calls' own, also in the next one."""
+        if self._between:
+            self._own = open_sockets().keys() - self.inodes
 
 
 def free_descriptors() -> int:

@@ -25,6 +25,7 @@ from rankexec._gang.plan import Plan, prepare
 from rankexec._gang.restore import OwnGroup, as_before, turn
 from rankexec._gang.run import Job, Part, conduct_apart, conduct_here, run_here
 from rankexec._gang.sets import NOTHING
+from rankexec._gang.sockets import Spared
 from rankexec._gang.watch import Watch
 from rankexec._settings import Settings
 from rankexec._slots import Slots
@@ -65,7 +66,7 @@ class Standing:
         self.names = Names(settings.world_size, settings.caller_rank)
         self.infos: list[RankInfo] = []
         self._stuck: list[int] = []
-        self._sockets: set[int] = set()
+        self._spared = Spared(between=True)
         self._own: frameworks.Kept = {}  # what they keep in the caller's rank, between calls
         self._settings = settings
         self._launcher = launcher
@@ -156,7 +157,7 @@ class Standing:
             stage=job.stage,
             sets=NOTHING if job.going is None else job.going.sets,
         )
-        return Part(plan, entry.held, CallerRank(plan.seats[plan.caller_rank or 0], self._sockets))
+        return Part(plan, entry.held, CallerRank(plan.seats[plan.caller_rank or 0], self._spared))
 
     def _enter(self) -> _Entry:
         """Decide everything once more: a new port, a new store, a new context for the caller."""
@@ -238,10 +239,8 @@ class Standing:
         finally:
             self.watch.close()
             self.names = Names()  # whoever keeps the session keeps no variables
-            if self._settings.caller_rank is not None:
-                self._leave_here()
-            else:
-                self._leave_alone()
+            children = self._settings.caller_rank is None
+            (self._leave_alone if children else self._leave_here)()
 
     def _leave_here(self) -> None:
         """Leave no group in the caller: that of ranks that have died, or one that a call made."""
