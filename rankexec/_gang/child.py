@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -79,6 +80,8 @@ class ChildRank:
             self._channel.send("left", (self._info, self._kept()))
         else:
             self._send("left", leaving, time.monotonic(), self._kept())
+        if self._ear is not None and not self._succeeded:
+            gc.collect()
 
     def _perform(
         self, imports: str, packed: Packed | None, rank: Breakable | None
@@ -123,12 +126,18 @@ class ChildRank:
             packed.close()
 
     def _kept(self) -> Kept:
-        """Return, in a session, what this rank has since the call."""
-        if self._ear is None:
+        """Return, in a session, what this rank has since the call.
+
+        What only cycles hold is collected first: see `Arrived.dropped`. In a process that was
+        forked that may take a second, and a caller waits for little more when a call has failed:
+        then it is collected after this.
+        """
+        if self._ear is None or self._stage == "leave":  # nobody reads it
             return Kept()
         arrived, bound = self._ear.arrived, self._names_bound()
         signs = arrived.made(bound) if self._sets.in_caller else {}
-        return Kept(bound, signs, arrived.dropped(collect=self._arguments))
+        collect = self._arguments and self._succeeded
+        return Kept(bound, signs, arrived.dropped(collect=collect))
 
     def _names_bound(self) -> list[str]:
         """Return the names that the call has bound in `__main__`."""
