@@ -71,12 +71,25 @@ def check_map(fn: Any, timeout: Any, chunksize: Any, buffersize: Any) -> None:
 
 
 def check_outside(caller_rank: int | None) -> None:
-    """Raise RuntimeError if this thread is to be a rank and is one already."""
-    if caller_rank is not None and (rank := inside_rank()) is not None:
+    """Raise RuntimeError if this thread is to be a rank and is one already, or cannot be one."""
+    if caller_rank is None:
+        return
+    if _is_patched():
+        raise RuntimeError(
+            f"gevent has patched what this process waits with: rank {caller_rank} in it could not be "
+            f"broken off when another one fails; use caller_rank=None"
+        )
+    if (rank := inside_rank()) is not None:
         raise RuntimeError(
             f"this thread is rank {rank} of a gang already and cannot be rank {caller_rank} of "
             f"another; use an executor with caller_rank=None here"
         )
+
+
+def _is_patched() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    waiting = ("time", "threading", "socket")
+    return monkey is not None and any(map(monkey.is_module_patched, waiting))
 
 
 def check_started() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -396,3 +397,13 @@ def test_context_outside_a_gang(kind, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="is entered by the ranks of a gang"):
         kind().__enter__()
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_under_gevent(monkeypatch):
+    """A rank that waits in gevent's loop could not be broken off."""
+    patched = types.SimpleNamespace(is_module_patched=lambda name: name == "time")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
+    with RankedExecutor(2) as executor:
+        for start in (partial(executor.submit, len, ""), executor.session):
+            with pytest.raises(RuntimeError, match="rank 0 in it could not be broken off"):
+                start()
