@@ -76,8 +76,8 @@ def check_outside(caller_rank: int | None) -> None:
         return
     if _is_patched():
         raise RuntimeError(
-            f"gevent has patched what this process waits with: rank {caller_rank} in it could not be "
-            f"broken off when another one fails; use caller_rank=None"
+            f"gevent has patched what this process waits with: rank {caller_rank} in it could not "
+            f"be broken off when another one fails; use caller_rank=None"
         )
     if (rank := inside_rank()) is not None:
         raise RuntimeError(
