@@ -25,7 +25,7 @@ from rankexec._gang.identity import (
 )
 from rankexec._gang.known import InMain, Part, Weak
 from rankexec._gang.main import main_namespace
-from rankexec._gang.parts import Parts
+from rankexec._gang.parts import Parts, take_out
 from rankexec._gang.spans import Span, spans_of
 from rankexec._gang.within import Within, follow
 
@@ -190,8 +190,7 @@ def _dropping(
     """Return what is called when an object is gone; it holds the tables, not who has them."""
 
     def drop(weak: Any) -> None:
-        if weak.number in own and own[weak.number] is weak:
-            del own[weak.number]
+        if take_out(own, weak.number, weak):
             _drop(weak.number, dropped)
         _forget_parts(own, dropped, parts.without(weak))
 
@@ -201,8 +200,7 @@ def _dropping(
 def _forget_parts(own: dict[Number, Any], dropped: list[int], parts: Iterable[Part]) -> None:
     for part in parts:
         for number in part.numbers:
-            if own.get(number) is part:
-                del own[number]
+            if take_out(own, number, part):
                 _drop(number, dropped)
 
 

@@ -80,7 +80,7 @@ class ChildRank:
             self._channel.send("left", (self._info, self._kept()))
         else:
             self._send("left", leaving, time.monotonic(), self._kept())
-        if self._ear is not None and not self._succeeded:
+        if self._ear is not None and self._arguments and not self._succeeded:
             gc.collect()
 
     def _perform(

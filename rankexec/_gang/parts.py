@@ -55,8 +55,7 @@ class Parts:
 
     def remove(self, part: Part) -> None:
         """Hold a part no longer."""
-        if self._all.get(part.address) is part:
-            del self._all[part.address]
+        take_out(self._all, part.address, part)
         part.obj = part.owner = None
 
     def without(self, owner: Weak) -> list[Part]:
@@ -148,10 +147,12 @@ def forget_parts(known: dict[int, Any], ids: dict[Number, int], parts: Iterable[
         take_out(known, part.address, part)
 
 
-def take_out(table: dict[int, Any], key: int, value: Any) -> None:
-    """Take a value out of a table, where it is; a finalizer or another thread may be faster."""
-    if table.get(key) is value:
-        table.pop(key, None)
+def take_out(table: dict[Any, Any], key: Any, value: Any) -> bool:
+    """Take a value out of a table; return whether it was there.
+
+    A finalizer or another thread may be faster.
+    """
+    return table.get(key) is value and table.pop(key, None) is value
 
 
 class Holds(Protocol):

@@ -95,8 +95,9 @@ def find_within(
     inside = _reach(known, wanted)
     found: dict[int, Within | None] = dict.fromkeys(inside)
     if inside:
-        numbers = ((number_of(obj), obj) for obj in known)
-        for number, obj in ((n, obj) for n, obj in numbers if n is not None):
+        for obj in known:
+            if (number := number_of(obj)) is None:  # let go meanwhile
+                continue
             for inner, steps in _walk(obj, number_of):
                 if id(inner) in inside and found[id(inner)] is None:
                     found[id(inner)] = Within(number, steps, kind_of(inner))

@@ -146,10 +146,8 @@ class GuardedPopen:
 
     def _prepare(self, process: RankProcess) -> bool:
         """Send the first message. Returns False if there is nobody to take it."""
-        environment, preparation = (
-            process.environment if process.fork else None,
-            process.preparation,
-        )
+        environment = process.environment if process.fork else None
+        preparation = process.preparation
         if preparation["surroundings"].is_like(self.guardian.began_in):  # it has them from there
             preparation = {**preparation, "surroundings": None}
         try:
